@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation: exact means over a data set."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+Sums = dict[str, jax.Array]
+
+
+def make_eval_step(model: Any, loss: Callable[..., Sums]) -> Callable:
+  """A jitted (params, batch) -> sums of `loss`, without dropout."""
+
+  @jax.jit
+  def eval_step(params: Any, batch: Any) -> Sums:
+    def apply(**inputs):
+      return model.apply({'params': params}, **inputs, deterministic=True)
+
+    return loss(apply, batch)
+
+  return eval_step
+
+
+def evaluate(
+  eval_step: Callable[..., Sums], params: Any, batches: Iterable[Any]
+) -> dict[str, float]:
+  """Means over all batches, weighted as the loss weighs.
+
+  Args:
+    eval_step: of `make_eval_step`.
+    params: the model's parameters.
+    batches: finite.
+
+  Returns:
+    Every sum of the loss divided by that of `weight`.
+
+  Raises:
+    ValueError: there is no batch, or none that weighs anything.
+  """
+  total: dict[str, float] = {}
+  for batch in batches:
+    for name, value in eval_step(params, batch).items():
+      total[name] = total.get(name, 0.0) + float(value)
+  weight = total.pop('weight', 0.0)
+  if not weight:
+    raise ValueError('Nothing to evaluate on: no batch, or all weights are 0.')
+  return {name: value / weight for name, value in total.items()}

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""T5 1.0, T5 1.1 and mT5, dense or with MoE layers.
+
+Raffel et al., "Exploring the Limits of Transfer Learning" (2020); Shazeer,
+"GLU Variants Improve Transformer" (2020). Parameter names are T5X's.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from upcycle.models import layers, moe
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """Shapes and options of a T5; see `preset` for the published ones.
+
+  Attributes:
+    vocab_size: rows of the embedding, padding included.
+    emb_dim: width of the residual stream, M.
+    num_heads: attention heads, H.
+    num_encoder_layers: layers of the encoder.
+    num_decoder_layers: layers of the decoder.
+    head_dim: width of a head, D.
+    mlp_dim: hidden width of an MLP, F.
+    mlp_activations: one a projection: ('relu',) in T5 1.0.
+    logits_via_embedding: tied embedding, outputs scaled by M**-0.5 (T5 1.0).
+    dropout_rate: everywhere but in experts.
+    dtype: compute dtype; parameters are float32.
+    remat: recompute a layer's activations in its backward pass.
+    encoder_moe: the encoder's sparse layers; None: a dense encoder.
+    decoder_moe: the decoder's sparse layers; None: a dense decoder.
+    encoder_moe_layers: which layers are sparse: 0-based indices, or a function
+      from the number of layers to them.
+    decoder_moe_layers: likewise.
+  """
+
+  vocab_size: int = 32128
+  emb_dim: int = 768
+  num_heads: int = 12
+  num_encoder_layers: int = 12
+  num_decoder_layers: int = 12
+  head_dim: int = 64
+  mlp_dim: int = 2048
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  logits_via_embedding: bool = False
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  remat: bool = False
+  encoder_moe: moe.MoeConfig | None = None
+  decoder_moe: moe.MoeConfig | None = None
+  encoder_moe_layers: moe.Layers = moe.every_other
+  decoder_moe_layers: moe.Layers = moe.every_other
+
+  def __post_init__(self):
+    object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
+    for stack in ('encoder', 'decoder'):
+      chosen = moe.sparse_layers(
+        getattr(self, f'{stack}_moe'),
+        getattr(self, f'{stack}_moe_layers'),
+        getattr(self, f'num_{stack}_layers'),
+        causal=stack == 'decoder',
+      )
+      object.__setattr__(self, f'{stack}_moe_layers', chosen)
+
+
+def _shape(emb, heads, layers, mlp, head_dim=64):
+  return {
+    'emb_dim': emb,
+    'num_heads': heads,
+    'num_encoder_layers': layers,
+    'num_decoder_layers': layers,
+    'head_dim': head_dim,
+    'mlp_dim': mlp,
+  }
+
+
+_T5_1_0 = {'mlp_activations': ('relu',), 'logits_via_embedding': True}
+_MT5 = {'vocab_size': 250112}
+
+# As published with T5X: emb_dim, num_heads, layers of each stack, mlp_dim.
+PRESETS: dict[str, dict[str, Any]] = {
+  't5_small': _shape(512, 8, 6, 2048) | _T5_1_0,
+  't5_base': _shape(768, 12, 12, 3072) | _T5_1_0,
+  't5_large': _shape(1024, 16, 24, 4096) | _T5_1_0,
+  't5_3b': _shape(1024, 32, 24, 16384, 128) | _T5_1_0,
+  't5_11b': _shape(1024, 128, 24, 65536, 128) | _T5_1_0,
+  't5_1_1_small': _shape(512, 6, 8, 1024),
+  't5_1_1_base': _shape(768, 12, 12, 2048),
+  't5_1_1_large': _shape(1024, 16, 24, 2816),
+  't5_1_1_xl': _shape(2048, 32, 24, 5120),
+  't5_1_1_xxl': _shape(4096, 64, 24, 10240),
+  'mt5_small': _shape(512, 6, 8, 1024) | _MT5,
+  'mt5_base': _shape(768, 12, 12, 2048) | _MT5,
+  'mt5_large': _shape(1024, 16, 24, 2816) | _MT5,
+  'mt5_xl': _shape(2048, 32, 24, 5120) | _MT5,
+  'mt5_xxl': _shape(4096, 64, 24, 10240) | _MT5,
+}
+
+
+def preset(name: str, **changes) -> T5Config:
+  """The config of a published model, with changes to any of its fields.
+
+  Raises:
+    ValueError: no such preset, or no such field; the known ones are listed.
+  """
+  if name not in PRESETS:
+    raise ValueError(f'No preset {name!r}; there are {sorted(PRESETS)}.')
+  fields = {f.name for f in dataclasses.fields(T5Config)}
+  if changes.keys() - fields:
+    raise ValueError(
+      f'T5Config has no {sorted(changes.keys() - fields)}; '
+      f'it has {sorted(fields)}.'
+    )
+  return T5Config(**(PRESETS[name] | changes))
+
+
+class Layer(nn.Module):
+  """A pre-norm encoder layer, or decoder layer if `causal`."""
+
+  config: T5Config
+  mlp: Callable[..., nn.Module]
+  causal: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'B L M'],
+    valid: Bool[Array, 'B L'],
+    real: Bool[Array, 'B L'],
+    bias: Float[Array, '#B H L L'],
+    encoded: Float[Array, 'B K M'] | None,
+    cross_bias: Float[Array, '#B 1 L K'] | None,
+    deterministic: bool,
+  ) -> Float[Array, 'B L M']:
+    """Self-attention, cross-attention in the decoder, MLP.
+
+    Args:
+      x: the residual stream.
+      valid: positions whose normed inputs are kept, others become 0.
+      real: positions that an MoE layer routes.
+      bias: of the self-attention, masks included.
+      encoded: the encoder's output.
+      cross_bias: of the cross-attention.
+      deterministic: no dropout.
+    """
+    config = self.config
+
+    def norm(name: str, x: Array) -> Array:
+      x = layers.RMSNorm(dtype=config.dtype, name=name)(x)
+      return x * valid[..., None].astype(x.dtype)
+
+    def attend(name: str, q: Array, k: Array, bias: Array) -> Array:
+      attention = layers.Attention(
+        config.num_heads,
+        config.head_dim,
+        config.dropout_rate,
+        config.dtype,
+        name=name,
+      )
+      return attention(q, k, bias, deterministic)
+
+    drop = layers.dropout(config.dropout_rate, deterministic)
+    kind = 'self_attention' if self.causal else 'attention'
+    y = norm(f'pre_{kind}_layer_norm', x)
+    x = x + drop(attend(kind, y, y, bias))
+    if self.causal:
+      y = norm('pre_cross_attention_layer_norm', x)
+      y = attend('encoder_decoder_attention', y, encoded, cross_bias)
+      x = x + drop(y)
+    y = norm('pre_mlp_layer_norm', x)
+    return x + drop(self.mlp(name='mlp')(y, real, deterministic))
+
+
+class Stack(nn.Module):
+  """The encoder, or the decoder if `causal`, which ends in logits if untied."""
+
+  config: T5Config
+  num_layers: int
+  moe_config: moe.MoeConfig | None
+  moe_layers: tuple[int, ...]
+  causal: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'B L M'],
+    valid: Bool[Array, 'B L'],
+    real: Bool[Array, 'B L'],
+    allowed: Bool[Array, 'B L L'],
+    encoded: Float[Array, 'B K M'] | None = None,
+    cross_allowed: Bool[Array, 'B L K'] | None = None,
+    deterministic: bool = True,
+  ) -> Float[Array, 'B L _']:
+    config, L = self.config, x.shape[1]
+    drop = layers.dropout(config.dropout_rate, deterministic)
+    bias = layers.RelativePositionBias(
+      config.num_heads, bidirectional=not self.causal, name='relpos_bias'
+    )(L, L)
+    bias = bias + layers.attention_bias(allowed)
+    cross_bias = None
+    if self.causal:
+      cross_bias = layers.attention_bias(cross_allowed)
+    layer = nn.remat(Layer, static_argnums=(7,)) if config.remat else Layer
+    x = drop(x)
+    for i in range(self.num_layers):
+      x = layer(config, self._mlp(i), self.causal, name=f'layers_{i}')(
+        x, valid, real, bias, encoded, cross_bias, deterministic
+      )
+    name = 'decoder_norm' if self.causal else 'encoder_norm'
+    x = drop(layers.RMSNorm(dtype=config.dtype, name=name)(x))
+    x = x * valid[..., None].astype(x.dtype)
+    if self.causal and not config.logits_via_embedding:
+      # Logits are float32, as in T5X: the loss is sensitive to their rounding.
+      x = layers.Dense(config.vocab_size, name='logits_dense')(x)
+    return x
+
+  def _mlp(self, i: int) -> Callable[..., nn.Module]:
+    config = self.config
+
+    def dense(dropout_rate: float, name: str) -> nn.Module:
+      return layers.GatedMlp(
+        config.mlp_dim,
+        config.mlp_activations,
+        dropout_rate,
+        config.dtype,
+        name=name,
+      )
+
+    if i not in self.moe_layers:
+      return functools.partial(dense, config.dropout_rate)
+    moe_config = self.moe_config.layer(self.moe_layers.index(i))
+    return functools.partial(moe.MoeLayer, moe_config, dense, self.causal)
+
+
+class T5(nn.Module):
+  """An encoder-decoder: tokens in, next-token logits out."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self,
+    encoder_input_tokens: Int[Array, 'B K'],
+    decoder_input_tokens: Int[Array, 'B L'],
+    decoder_target_tokens: Int[Array, 'B L'] | None = None,
+    encoder_segment_ids: Int[Array, 'B K'] | None = None,
+    decoder_segment_ids: Int[Array, 'B L'] | None = None,
+    encoder_positions: Int[Array, 'B K'] | None = None,
+    decoder_positions: Int[Array, 'B L'] | None = None,
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'B L V']:
+    """Logits of every next token; token 0 is padding.
+
+    Args:
+      encoder_input_tokens: inputs.
+      decoder_input_tokens: targets shifted right by one within each example.
+      decoder_target_tokens: if given, positions whose target is padding are
+        masked as in T5X; else they are told from the inputs.
+      encoder_segment_ids: example of each token, from 1, in packed batches;
+        tokens attend within their example only. All or none are given.
+      decoder_segment_ids: likewise.
+      encoder_positions: taken because feature converters make them, and not
+        used: T5's distances are the same in a packed row and out of it.
+      decoder_positions: likewise.
+      deterministic: no dropout, and evaluation's capacity in MoE layers.
+
+    Raises:
+      ValueError: segment ids of one side only.
+    """
+    del encoder_positions, decoder_positions
+    config = self.config
+    if (encoder_segment_ids is None) != (decoder_segment_ids is None):
+      raise ValueError('Packed batches have segment ids on both sides.')
+    encoder_valid = encoder_input_tokens > 0
+    decoder_valid = _decoder_valid(decoder_input_tokens)
+    targets = decoder_valid
+    if decoder_target_tokens is not None:
+      targets = decoder_target_tokens > 0
+
+    embedder = nn.Embed(
+      config.vocab_size,
+      config.emb_dim,
+      dtype=config.dtype,
+      embedding_init=nn.initializers.normal(1.0),
+      name='token_embedder',
+    )
+    encoded = Stack(
+      config,
+      config.num_encoder_layers,
+      config.encoder_moe,
+      config.encoder_moe_layers,
+      causal=False,
+      name='encoder',
+    )(
+      embedder(encoder_input_tokens),
+      encoder_valid,
+      encoder_valid,
+      _allowed(encoder_valid, encoder_valid, encoder_segment_ids),
+      deterministic=deterministic,
+    )
+    causal = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))
+    y = Stack(
+      config,
+      config.num_decoder_layers,
+      config.decoder_moe,
+      config.decoder_moe_layers,
+      causal=True,
+      name='decoder',
+    )(
+      embedder(decoder_input_tokens),
+      decoder_valid,
+      targets,
+      causal & _allowed(targets, targets, decoder_segment_ids),
+      encoded,
+      _allowed(
+        targets, encoder_valid, decoder_segment_ids, encoder_segment_ids
+      ),
+      deterministic,
+    )
+    if config.logits_via_embedding:
+      y = y.astype(jnp.float32) / config.emb_dim**0.5
+      y = y @ embedder.embedding.T
+    return y
+
+  def dense(self) -> 'T5':
+    """The model that this one is upcycled from."""
+    config = self.config
+    config = dataclasses.replace(config, encoder_moe=None, decoder_moe=None)
+    return self.clone(config=config, parent=None)
+
+  def expected_scales(self) -> dict[str, float]:
+    """`moe.expected_scale` of every MoE layer, by its path."""
+    config, scales = self.config, {}
+    for stack in ('encoder', 'decoder'):
+      moe_config = getattr(config, f'{stack}_moe')
+      for n, i in enumerate(getattr(config, f'{stack}_moe_layers')):
+        scales[f'{stack}/layers_{i}/mlp'] = moe.expected_scale(
+          moe_config.layer(n), config.emb_dim
+        )
+    return scales
+
+
+def _allowed(
+  queries: Bool[Array, 'B Q'],
+  keys: Bool[Array, 'B K'],
+  query_segments: Int[Array, 'B Q'] | None,
+  key_segments: Int[Array, 'B K'] | None = None,
+) -> Bool[Array, 'B Q K']:
+  """Which query may attend to which key: both real, of one example."""
+  allowed = queries[:, :, None] & keys[:, None, :]
+  if query_segments is not None:
+    if key_segments is None:
+      key_segments = query_segments
+    allowed &= query_segments[:, :, None] == key_segments[:, None, :]
+  return allowed
+
+
+def _decoder_valid(tokens: Int[Array, 'B L']) -> Bool[Array, 'B L']:
+  """Decoder positions that are not padding.
+
+  Token 0 is both padding and the start of every example: a 0 in the first
+  place, or right before a real token, is a start.
+  """
+  real = tokens > 0
+  before_real = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
+  return (real | before_real).at[:, 0].set(True)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: from a dense checkpoint, from our own, or from nothing."""
+
+from collections.abc import Callable, Iterable
+import functools
+import json
+from pathlib import Path
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from upcycle import evaluate
+from upcycle import initialize
+from upcycle import losses
+try:
+  from upcycle import results
+except ImportError: pass
+from upcycle.checkpoints import state as run_state
+from upcycle.initialize import InitFrom, TrainState
+
+CONFIG = 'config.gin'
+# Settings that a resumed run may change: how long and how often.
+MAY_CHANGE = r'(train\.)?train\.(num_steps|keep_checkpoints|\w+_every)\b|MODEL_DIR'
+
+
+def make_train_step(
+  model: Any,
+  loss: Callable[..., losses.Sums],
+  optimizer: optax.GradientTransformation,
+  *,
+  microbatches: int = 1,
+  seed: int = 0,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+  """A pure (state, batch) -> (state, metrics), to be jitted and donated.
+
+  The objective is the mean loss of the batch's targets plus the auxiliary
+  losses. With microbatches, gradients are summed over equal parts of the batch
+  before they are divided, so the mean is that of the whole batch.
+  """
+
+  def objective(params, batch, key):
+    sown = {}
+
+    def apply(**inputs):
+      logits, variables = model.apply(
+        {'params': params},
+        **inputs,
+        deterministic=False,
+        rngs={'dropout': key},
+        mutable=['losses', 'metrics'],
+      )
+      sown.update(variables)
+      return logits
+
+    sums = loss(apply, batch)
+    aux = losses.auxiliary(sown.get('losses', {}))
+    total = sums['loss'] + sums['z_loss'] + sums['weight'] * sum(aux.values())
+    weighted = {k: sums['weight'] * v for k, v in aux.items()}
+    layers = losses.sown(sown.get('metrics', {}))
+    layers = {k: v / microbatches for k, v in layers.items()}
+    return total, {**sums, **weighted, 'total': total, 'layers': layers}
+
+  def gradients(params, batch, key):
+    return jax.grad(objective, has_aux=True)(params, batch, key)
+
+  def train_step(state: TrainState, batch: Any):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if microbatches == 1:
+      grads, sums = gradients(state.params, batch, key)
+    else:
+      grads, sums = _accumulate(
+        functools.partial(gradients, state.params), batch, key, microbatches
+      )
+    layers, weight = sums.pop('layers'), sums.pop('weight')
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {k: v / weight for k, v in sums.items()}
+    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['layers'] = layers
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def _accumulate(gradients, batch, key, parts):
+  """Sums of gradients(part, key) over equal parts of the batch."""
+  split = jax.tree.map(
+    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
+  )
+  keys = jax.random.split(key, parts)
+  shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split), key)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+  return jax.lax.scan(add, zeros, (split, keys))[0]
+
+
+def train(
+  model_dir: str,
+  model: Any,
+  *,
+  optimizer: optax.GradientTransformation,
+  train_data: Iterable[Any],
+  num_steps: int,
+  loss: Callable[..., losses.Sums] = losses.seq2seq,
+  eval_data: Iterable[Any] | None = None,
+  init_from: InitFrom | None = None,
+  microbatches: int = 1,
+  log_every: int = 10,
+  eval_every: int = 1000,
+  checkpoint_every: int = 1000,
+  keep_checkpoints: int | None = 2,
+  seed: int = 0,
+  config: Callable[[], str] = str,
+) -> TrainState:
+  """Trains for num_steps steps after the step it starts from.
+
+  The state comes from (1) the newest own checkpoint in model_dir, so that a
+  run that was killed goes on; (2) init_from; (3) scratch, only without it.
+
+  Args:
+    model_dir: the run's folder: config.gin, receipt.json, metrics.jsonl,
+      TensorBoard events and checkpoints.
+    model: a linen module; `init` and `apply` take the batch's inputs.
+    optimizer: its state's counts are set to the global step.
+    train_data: its iterators give batches and have get_state and set_state.
+    num_steps: steps of this run.
+    loss: of `upcycle.losses`.
+    eval_data: finite, evaluated as a whole.
+    init_from: the dense checkpoint.
+    microbatches: parts of a batch whose gradients are summed one by one.
+    log_every: steps between lines of metrics.
+    eval_every: steps between evaluations; also at both ends of a run.
+    checkpoint_every: steps between checkpoints; also at the end.
+    keep_checkpoints: newest checkpoints kept; None: all.
+    seed: of initialisation and dropout.
+    config: gives the run's configuration as text.
+
+  Returns:
+    The final state.
+
+  Raises:
+    ValueError: model_dir holds another run, or something does not fit.
+    FloatingPointError: a loss was not finite; the checkpoints before stay.
+  """
+  folder, text = Path(model_dir), config()
+  _check_folder(folder, text)
+  batches, batch = iter(train_data), next(iter(train_data))
+  start = functools.partial(
+    initialize.from_scratch, model, loss, optimizer, batch, seed
+  )
+  receipt = None
+  # (1) The newest own checkpoint.
+  if run_state.latest_step(folder) is not None:
+    state, data, run = run_state.restore(folder, jax.eval_shape(start))
+    batches.set_state(data)
+  # (2) A given checkpoint, upcycled where the model is sparse.
+  elif init_from is not None:
+    state, receipt = initialize.from_checkpoint(
+      init_from, model, loss, optimizer, batch, seed
+    )
+  # (3) Scratch.
+  else:
+    state = jax.jit(start)()
+  step = int(state.step)
+  if run_state.latest_step(folder) is None:
+    run = {'start': step, 'seconds': 0.0}
+  end = run['start'] + num_steps
+
+  step_fn = make_train_step(
+    model, loss, optimizer, microbatches=microbatches, seed=seed
+  )
+  step_fn = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
+  eval_step = evaluate.make_eval_step(model, loss)
+  tokens = losses.count_tokens(batch)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / CONFIG).write_text(text)
+  if receipt is not None:
+    (folder / 'receipt.json').write_text(json.dumps(receipt, indent=2))
+
+  with (
+    run_state.manager(folder, keep_checkpoints) as saved,
+    results.Writer(folder, resume_step=step) as writer,
+    results.Progress(run['start'], end) as progress,
+  ):
+
+    def evaluate_now():
+      if eval_data is not None:
+        values = evaluate.evaluate(eval_step, state.params, eval_data)
+        writer.write(step, 'eval', values | {'seconds': run['seconds']})
+        progress.update(step, eval_loss=values['loss'])
+
+    if step == run['start']:
+      evaluate_now()
+    previous = None
+    while step < end:
+      began = time.perf_counter()
+      state, metrics = step_fn(state, next(batches))
+      step += 1
+      # One step behind, so that the devices are never idle.
+      if previous is not None:
+        _check_finite(previous, step - 1, saved)
+      previous = metrics['total']
+      last = step == end
+      log = last or step % log_every == 0
+      evaluation = last or step % eval_every == 0
+      checkpoint = last or step % checkpoint_every == 0
+      if log or evaluation or checkpoint:
+        _check_finite(previous, step, saved)
+      seconds = time.perf_counter() - began
+      run['seconds'] += seconds
+      rate = {'tokens_per_second': tokens / seconds}
+      if log:
+        layers = metrics.pop('layers')
+        values = jax.device_get(metrics | layers)
+        writer.write(step, 'train', values | rate | {'seconds': run['seconds']})
+      progress.update(step, loss=previous, **rate)
+      if evaluation:
+        evaluate_now()
+      if checkpoint:
+        run_state.save(saved, step, state, batches.get_state(), run)
+  return state
+
+
+def _check_finite(total: jax.Array, step: int, saved: Any) -> None:
+  """Waits for a step's objective, and stops the run if it is not finite."""
+  if not np.isfinite(total):
+    raise FloatingPointError(
+      f'The loss of step {step} is {total}: stopped. The newest checkpoint is '
+      f'of step {saved.latest_step()}; try a smaller learning rate from there.'
+    )
+
+
+def _check_folder(folder: Path, text: str) -> None:
+  """Refuses a folder that is not this run's, before anything is written."""
+  if not folder.exists() or not any(folder.iterdir()):
+    return
+  if not (folder / CONFIG).exists():
+    raise ValueError(
+      f'{folder} is neither empty nor a run: it has no {CONFIG}. '
+      'Give another MODEL_DIR.'
+    )
+  old, new = (_settings(t) for t in ((folder / CONFIG).read_text(), text))
+  changed = sorted(old ^ new)
+  if changed:
+    raise ValueError(
+      f'{folder} holds a run with other settings:\n  '
+      + '\n  '.join(('- ' if c in old else '+ ') + c for c in changed)
+      + '\nGive another MODEL_DIR, or the settings of that run.'
+    )
+
+
+def _settings(text: str) -> set[str]:
+  """The bindings of a config, but for those that a resumed run may change."""
+  lines = (line.strip() for line in text.replace('\\\n', '').splitlines())
+  return {
+    ' '.join(line.split())
+    for line in lines
+    if line and line[0] != '#' and not re.match(MAY_CHANGE, line)
+  }
