@@ -3,6 +3,8 @@
 
 from collections.abc import Callable
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from upcycle import losses
 from upcycle import optim
 from upcycle import surgery
 from upcycle import trees
+from upcycle.checkpoints import state as run_state
 
 Loss = Callable[..., losses.Sums]
 
@@ -57,29 +60,52 @@ class InitFrom:
 
 
 def from_scratch(
-  model: Any,
-  loss: Loss,
-  optimizer: optax.GradientTransformation,
-  batch: Any,
-  seed: int,
+  model: Any, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """A fresh state at step 0; pure, for jit and eval_shape."""
-  params = init_params(model, loss, batch, seed)
+  params = init_params(model, seed)
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def init_params(model: Any, loss: Loss, batch: Any, seed: int) -> Any:
-  """The model's own initialisation, on the inputs that `loss` gives it."""
-  made = {}
+def init_params(model: Any, seed: int) -> Any:
+  """The model's own initialisation; pure, for jit and eval_shape."""
+  inputs = model.example_inputs()
+  return model.init(jax.random.key(seed), **inputs)['params']
 
-  def apply(**inputs):
-    logits, made['variables'] = model.init_with_output(
-      jax.random.key(seed), **inputs
-    )
-    return logits
 
-  loss(apply, batch)
-  return made['variables']['params']
+def param_shapes(model: Any) -> Any:
+  """Shapes and dtypes of the model's parameters."""
+  return jax.eval_shape(lambda: init_params(model, 0))
+
+
+def upcycled(
+  source: checkpoints.Checkpoint,
+  model: Any,
+  seed: int,
+  expert_init: surgery.ExpertInit = inits.copy,
+) -> Any:
+  """The model's parameters made from a checkpoint, lazy where that is lazy.
+
+  Raises:
+    ValueError: the checkpoint does not fit the model.
+  """
+  shapes = param_shapes(model)
+  found = surgery.origins(source.params, shapes)
+  new = [path for path, origin in found.items() if origin.kind == 'fresh']
+
+  @jax.jit
+  def fresh():
+    # Whatever is not asked for is dropped by the compiler, not computed.
+    params = trees.flatten(init_params(model, seed))
+    return {path: params[path] for path in new}
+
+  return surgery.upcycle(
+    source.params,
+    shapes,
+    key=jax.random.key(seed),
+    expert_init=expert_init,
+    fresh=fresh(),
+  )
 
 
 def from_checkpoint(
@@ -97,28 +123,12 @@ def from_checkpoint(
       state to expand; all offenders are listed.
   """
   source = checkpoints.read(init.path)
-  shapes = jax.eval_shape(lambda: init_params(model, loss, batch, seed))
-  found = surgery.origins(source.params, shapes)
+  params = upcycled(source, model, seed, init.expert_init)
   if init.optimizer_state == 'expand' and source.opt_state is None:
     raise ValueError(
       f'{init.path} has no optimizer state to expand; use '
       "optimizer_state = 'fresh'."
     )
-  new = [path for path, origin in found.items() if origin.kind == 'fresh']
-  # Whatever is not asked for is dropped by the compiler, not computed.
-  fresh = jax.jit(
-    lambda: {
-      path: trees.flatten(init_params(model, loss, batch, seed))[path]
-      for path in new
-    }
-  )()
-  params = surgery.upcycle(
-    source.params,
-    shapes,
-    key=jax.random.key(seed),
-    expert_init=init.expert_init,
-    fresh=fresh,
-  )
   params = _on_device(params)
   opt_state = jax.jit(optimizer.init)(params)
   if init.optimizer_state == 'expand':
@@ -129,10 +139,59 @@ def from_checkpoint(
     'source': {**source.metadata, 'step': source.step},
     'step': step,
     'optimizer_state': init.optimizer_state,
-    **surgery.receipt(source.params, shapes),
-    'step_0': _first_losses(model, loss, source.params, params, batch, seed),
+    **surgery.receipt(source.params, params),
+    'step_0': _first_losses(model, loss, source.params, params, batch),
   }
   return TrainState(jnp.int32(step), params, opt_state), receipt
+
+
+def convert(
+  model: Any,
+  dense: str,
+  output: str,
+  *,
+  format: str = 't5x',  # noqa: A002 (the flag's name)
+  compression: str | None = None,
+  expert_init: surgery.ExpertInit = inits.copy,
+  seed: int = 0,
+  progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+  """Writes the upcycled form of a checkpoint, one parameter at a time.
+
+  Args:
+    model: the sparse model.
+    dense: of any format that `checkpoints.read` knows.
+    output: a folder; `checkpoint_<step>` is written into it.
+    format: 't5x', or 'orbax' for this project's own, which is held in memory.
+    compression: of T5X's arrays; None is the fastest.
+    expert_init: from a dense MLP's parameter to all experts' ones.
+    seed: of what is drawn.
+    progress: is told the name and bytes of each parameter written (T5X).
+
+  Returns:
+    The receipt, which is also written to output/receipt.json.
+
+  Raises:
+    ValueError: the checkpoint does not fit, or no such format.
+  """
+  if format not in ('t5x', 'orbax'):
+    raise ValueError(f"format is 't5x' or 'orbax', not {format!r}.")
+  source = checkpoints.read(dense)
+  params = upcycled(source, model, seed, expert_init)
+  if format == 't5x':
+    checkpoints.t5x.write(
+      output, params, source.step, compression=compression, progress=progress
+    )
+  else:
+    with run_state.manager(output) as saved:
+      state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
+      run_state.save(saved, source.step, state, {}, {})
+  receipt = {
+    'source': {**source.metadata, 'step': source.step},
+    **surgery.receipt(source.params, params),
+  }
+  (Path(output) / 'receipt.json').write_text(json.dumps(receipt, indent=2))
+  return receipt
 
 
 def _on_device(tree: Any) -> Any:
@@ -150,7 +209,7 @@ def _expand(source: trees.Tree, state: Any) -> Any:
 
 
 def _first_losses(
-  model: Any, loss: Loss, source: Any, params: Any, batch: Any, seed: int
+  model: Any, loss: Loss, source: Any, params: Any, batch: Any
 ) -> dict[str, Any]:
   """Losses on one batch before and after surgery, and what lies between.
 
@@ -168,8 +227,7 @@ def _first_losses(
     for path, scale in expected.items()
   }
   dense = model.dense()
-  shapes = jax.eval_shape(lambda: init_params(dense, loss, batch, seed))
-  if not trees.diff(shapes, source):
+  if not trees.diff(param_shapes(dense), source):
     before = _on_device(source)
     values['dense_loss'] = _mean_loss(dense, loss, before, batch)
   return values

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 Sums = dict[str, Float[Array, '']]
 
 

@@ -10,9 +10,8 @@ Capacity has one convention here, T5X's: `capacity_factor * S / E` slots,
 whatever K is. V-MoE and Tutel multiply by K: their factor times K is ours.
 """
 
-import dataclasses
 import math
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -20,9 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
   """Which token fills each slot, and with what weight it comes back.
 
   Attributes:
@@ -129,7 +126,7 @@ def top_k(
   *,
   k: int = 2,
   batch_priority: bool = False,
-  priority: Literal['token', 'choice'] | None = None,
+  priority: str | None = None,
   renormalize: bool = False,
   mask: Bool[Array, 'G S'] | None = None,
   causal: bool = False,

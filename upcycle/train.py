@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable
 import functools
+import itertools
 import json
 from pathlib import Path
 import re
@@ -17,9 +18,7 @@ import optax
 from upcycle import evaluate
 from upcycle import initialize
 from upcycle import losses
-try:
-  from upcycle import results
-except ImportError: pass
+from upcycle import results
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
 
@@ -83,7 +82,7 @@ def make_train_step(
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {k: v / weight for k, v in sums.items()}
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     metrics['layers'] = layers
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -114,6 +113,7 @@ def train(
   num_steps: int,
   loss: Callable[..., losses.Sums] = losses.seq2seq,
   eval_data: Iterable[Any] | None = None,
+  eval_batches: int | None = None,
   init_from: InitFrom | None = None,
   microbatches: int = 1,
   log_every: int = 10,
@@ -136,7 +136,8 @@ def train(
     train_data: its iterators give batches and have get_state and set_state.
     num_steps: steps of this run.
     loss: of `upcycle.losses`.
-    eval_data: finite, evaluated as a whole.
+    eval_data: evaluated on from its beginning.
+    eval_batches: how many of its batches; None: all.
     init_from: the dense checkpoint.
     microbatches: parts of a batch whose gradients are summed one by one.
     log_every: steps between lines of metrics.
@@ -157,9 +158,9 @@ def train(
   _check_folder(folder, text)
   batches, batch = iter(train_data), next(iter(train_data))
   start = functools.partial(
-    initialize.from_scratch, model, loss, optimizer, batch, seed
+    initialize.from_scratch, model, optimizer, seed
   )
-  receipt = None
+  receipt, run = None, None
   # (1) The newest own checkpoint.
   if run_state.latest_step(folder) is not None:
     state, data, run = run_state.restore(folder, jax.eval_shape(start))
@@ -172,9 +173,8 @@ def train(
   # (3) Scratch.
   else:
     state = jax.jit(start)()
-  step = int(state.step)
-  if run_state.latest_step(folder) is None:
-    run = {'start': step, 'seconds': 0.0}
+  step, resumed = int(state.step), run is not None
+  run = run or {'start': step, 'seconds': 0.0}
   end = run['start'] + num_steps
 
   step_fn = make_train_step(
@@ -190,17 +190,19 @@ def train(
 
   with (
     run_state.manager(folder, keep_checkpoints) as saved,
-    results.Writer(folder, resume_step=step) as writer,
+    results.Writer(folder, resume_step=step if resumed else -1) as writer,
     results.Progress(run['start'], end) as progress,
   ):
 
     def evaluate_now():
       if eval_data is not None:
-        values = evaluate.evaluate(eval_step, state.params, eval_data)
+        values = evaluate.evaluate(
+          eval_step, state.params, itertools.islice(eval_data, eval_batches)
+        )
         writer.write(step, 'eval', values | {'seconds': run['seconds']})
         progress.update(step, eval_loss=values['loss'])
 
-    if step == run['start']:
+    if not resumed:
       evaluate_now()
     previous = None
     while step < end:
@@ -228,7 +230,7 @@ def train(
       if evaluation:
         evaluate_now()
       if checkpoint:
-        run_state.save(saved, step, state, batches.get_state(), run)
+        run_state.save(saved, step, state, batches.get_state(), dict(run))
   return state
 
 

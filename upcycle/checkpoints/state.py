@@ -78,14 +78,6 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
   return items.state, items.data, items.run
 
 
-def detect(path: str | Path) -> bool:
-  """Whether the path is a run's folder, or one step's folder of it."""
-  path = Path(path)
-  return (path / FOLDER).is_dir() or (
-    path.parent.name == FOLDER and path.name.isdigit()
-  )
-
-
 def read(path: str | Path) -> Checkpoint:
   """The parameters and Adafactor slots of a run's newest checkpoint.
 

@@ -7,6 +7,7 @@ M d_model, F d_ff, H heads, D head size.
 
 from collections.abc import Callable, Sequence
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ class Dense(nn.Module):
   features: int
   use_bias: bool = False
   kernel_init: Initializer = fan_in_truncated
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B M']) -> Float[Array, '*B F']:
@@ -54,7 +55,7 @@ class RMSNorm(nn.Module):
   """T5's layer norm: no mean, no bias, statistics in float32."""
 
   epsilon: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B M']) -> Float[Array, '*B M']:
@@ -76,7 +77,7 @@ class GatedMlp(nn.Module):
   mlp_dim: int
   activations: Sequence[str]
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -103,7 +104,7 @@ class Attention(nn.Module):
   num_heads: int
   head_dim: int
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(

@@ -69,12 +69,6 @@ class MoeConfig:
       if factor is not None and factor <= 0:
         raise ValueError(f'A capacity factor of {factor} gives no slots.')
 
-  def layer(self, n: int) -> 'MoeConfig':
-    """The config of the n-th sparse layer of a stack."""
-    if not isinstance(self.num_experts, tuple):
-      return self
-    return dataclasses.replace(self, num_experts=self.num_experts[n])
-
 
 def every_other(num_layers: int) -> tuple[int, ...]:
   """Every second layer, from the second on: the paper's choice for T5."""
@@ -88,7 +82,7 @@ def last_half(num_layers: int) -> tuple[int, ...]:
 
 def sparse_layers(
   config: MoeConfig | None, layers: Layers, num_layers: int, *, causal: bool
-) -> tuple[int, ...]:
+) -> dict[int, MoeConfig]:
   """The sparse layers of a stack, after checking that they can be.
 
   Args:
@@ -97,12 +91,15 @@ def sparse_layers(
     num_layers: layers of the stack.
     causal: whether the stack is a decoder.
 
+  Returns:
+    Each sparse layer's config, with one number of experts, by index.
+
   Raises:
     ValueError: indices that are not layers, a count of expert numbers other
       than that of sparse layers, or a router that cannot route this stack.
   """
   if config is None:
-    return ()
+    return {}
   chosen = tuple(layers(num_layers) if callable(layers) else layers)
   outside = [i for i in chosen if i not in range(num_layers)]
   if outside or len(set(chosen)) < len(chosen):
@@ -110,15 +107,19 @@ def sparse_layers(
       f'MoE layers {chosen} are not distinct layers of 0..{num_layers - 1}.'
     )
   counts = config.num_experts
-  if isinstance(counts, tuple) and len(counts) != len(chosen):
+  counts = (counts,) * len(chosen) if isinstance(counts, int) else counts
+  if len(counts) != len(chosen):
     raise ValueError(
       f'num_experts {counts} names {len(counts)} layers, but {len(chosen)} '
       f'are sparse: {chosen}.'
     )
-  for n in range(len(chosen)):
-    logits = jax.ShapeDtypeStruct((1, 2, config.layer(n).num_experts), 'float32')
+  for E in set(counts):
+    logits = jax.ShapeDtypeStruct((1, 2, E), jnp.float32)
     jax.eval_shape(lambda x: config.router(x, 1, causal=causal), logits)
-  return chosen
+  return {
+    i: dataclasses.replace(config, num_experts=E)
+    for i, E in zip(chosen, counts, strict=True)
+  }
 
 
 def expected_scale(config: MoeConfig, width: int, tokens: int = 4096) -> float:

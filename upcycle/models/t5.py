@@ -60,14 +60,21 @@ class T5Config:
 
   def __post_init__(self):
     object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
-    for stack in ('encoder', 'decoder'):
-      chosen = moe.sparse_layers(
-        getattr(self, f'{stack}_moe'),
-        getattr(self, f'{stack}_moe_layers'),
-        getattr(self, f'num_{stack}_layers'),
-        causal=stack == 'decoder',
-      )
-      object.__setattr__(self, f'{stack}_moe_layers', chosen)
+    self.sparse_layers('encoder')
+    self.sparse_layers('decoder')
+
+  def sparse_layers(self, stack: str) -> dict[int, moe.MoeConfig]:
+    """The MoE layers of 'encoder' or 'decoder': their configs by index.
+
+    Raises:
+      ValueError: they cannot be, see `moe.sparse_layers`.
+    """
+    return moe.sparse_layers(
+      getattr(self, f'{stack}_moe'),
+      getattr(self, f'{stack}_moe_layers'),
+      getattr(self, f'num_{stack}_layers'),
+      causal=stack == 'decoder',
+    )
 
 
 def _shape(emb, heads, layers, mlp, head_dim=64):
@@ -183,8 +190,7 @@ class Stack(nn.Module):
 
   config: T5Config
   num_layers: int
-  moe_config: moe.MoeConfig | None
-  moe_layers: tuple[int, ...]
+  sparse: dict[int, moe.MoeConfig]
   causal: bool
 
   @nn.compact
@@ -233,10 +239,9 @@ class Stack(nn.Module):
         name=name,
       )
 
-    if i not in self.moe_layers:
+    if i not in self.sparse:
       return functools.partial(dense, config.dropout_rate)
-    moe_config = self.moe_config.layer(self.moe_layers.index(i))
-    return functools.partial(moe.MoeLayer, moe_config, dense, self.causal)
+    return functools.partial(moe.MoeLayer, self.sparse[i], dense, self.causal)
 
 
 class T5(nn.Module):
@@ -295,8 +300,7 @@ class T5(nn.Module):
     encoded = Stack(
       config,
       config.num_encoder_layers,
-      config.encoder_moe,
-      config.encoder_moe_layers,
+      config.sparse_layers('encoder'),
       causal=False,
       name='encoder',
     )(
@@ -310,8 +314,7 @@ class T5(nn.Module):
     y = Stack(
       config,
       config.num_decoder_layers,
-      config.decoder_moe,
-      config.decoder_moe_layers,
+      config.sparse_layers('decoder'),
       causal=True,
       name='decoder',
     )(
@@ -330,6 +333,11 @@ class T5(nn.Module):
       y = y @ embedder.embedding.T
     return y
 
+  def example_inputs(self) -> dict[str, Int[Array, 'B L']]:
+    """The least inputs that `init` takes: shapes of parameters need no more."""
+    tokens = jnp.ones((1, 1), jnp.int32)
+    return {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens}
+
   def dense(self) -> 'T5':
     """The model that this one is upcycled from."""
     config = self.config
@@ -338,14 +346,11 @@ class T5(nn.Module):
 
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
-    config, scales = self.config, {}
-    for stack in ('encoder', 'decoder'):
-      moe_config = getattr(config, f'{stack}_moe')
-      for n, i in enumerate(getattr(config, f'{stack}_moe_layers')):
-        scales[f'{stack}/layers_{i}/mlp'] = moe.expected_scale(
-          moe_config.layer(n), config.emb_dim
-        )
-    return scales
+    return {
+      f'{stack}/layers_{i}/mlp': moe.expected_scale(sparse, self.config.emb_dim)
+      for stack in ('encoder', 'decoder')
+      for i, sparse in self.config.sparse_layers(stack).items()
+    }
 
 
 def _allowed(

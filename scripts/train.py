@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a model: upcycled from a dense checkpoint, dense, or from scratch.
+
+  python scripts/train.py --gin_file=configs/upcycle_t5_base.gin \\
+    --gin.DENSE_CHECKPOINT="'.../checkpoint_1000000'" --gin.MODEL_DIR="'...'"
+
+The same command goes on with a run that was stopped. The configs whose names
+begin with upcycle_, dense_ and scratch_moe_ differ in what they start from.
+"""
+
+import gin_flags
+
+
+def main() -> None:
+  gin_flags.parse(__doc__)
+  import gin
+
+  from upcycle import train
+
+  gin.get_configurable(train.train)(config=gin.operative_config_str)
+
+
+if __name__ == '__main__':
+  gin_flags.run(main)

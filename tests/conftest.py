@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before any test: shapes checked at run time, exact matmuls, one CPU device.
+
+Tests that need several devices start a process of their own.
+"""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+os.environ.setdefault('MPLBACKEND', 'agg')
+
+from jaxtyping import install_import_hook  # JAX reads the variables above
+
+# Every annotation in upcycle/ becomes an assertion; an int is a float.
+install_import_hook(
+  'upcycle',
+  'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
+)
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def golden(name: str) -> tuple[dict, dict]:
+  """The arrays of tests/golden/<name>.npz by key, and its description."""
+  import numpy as np
+
+  file = GOLDEN / f'{name}.npz'
+  if not file.exists():
+    raise FileNotFoundError(
+      f'{file} is missing: it belongs to the repository, so check it out '
+      f'again; tests/golden/README.md says how it was made.'
+    )
+  with np.load(file) as data:
+    arrays = dict(data)
+  if 'meta_json' in arrays:
+    return arrays, json.loads(arrays.pop('meta_json').tobytes())
+  return arrays, json.loads(str(arrays.pop('meta', '{}')))

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers: against T5X's numbers, and properties that any router has.
+
+A new router is tested by adding it to ROUTERS.
+"""
+
+import functools
+
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import golden
+from upcycle import routing
+
+# Every router with the options that change its placement: the properties below
+# hold for all of them.
+ROUTERS = {
+  'expert_choice': routing.expert_choice,
+  'top_1': functools.partial(routing.top_k, k=1),
+  'top_2': routing.top_k,
+  'top_3_by_token': functools.partial(routing.top_k, k=3, priority='token'),
+  'top_2_batch_priority': functools.partial(
+    routing.top_k, batch_priority=True
+  ),
+  'top_2_batch_priority_by_token': functools.partial(
+    routing.top_k, batch_priority=True, priority='token'
+  ),
+}
+CAUSAL = {
+  'top_1': functools.partial(routing.top_k, k=1, causal=True),
+  'top_2': functools.partial(routing.top_k, causal=True),
+  'top_2_renormalized': functools.partial(
+    routing.top_k, causal=True, renormalize=True
+  ),
+}
+SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
+every_router = pytest.mark.parametrize(
+  'router', ROUTERS.values(), ids=ROUTERS.keys()
+)
+
+T5X, _ = golden('t5x_routers')
+CASES = sorted({key.split('/')[0] for key in T5X if '/dispatch' in key})
+
+
+def parse(case):
+  """('b', router, capacity) of a case 'b.tc_masked.top2.bpr1.pad0.cap4'."""
+  inputs, kind, *options, cap = case.split('.')
+  capacity = int(cap.removeprefix('cap'))
+  if kind == 'ec':
+    return inputs, routing.expert_choice, capacity
+  router = functools.partial(
+    routing.top_k,
+    k=int(options[0].removeprefix('top')),
+    batch_priority='bpr1' in options,
+    priority='choice',
+  )
+  return inputs, router, capacity
+
+
+def t5x_masks(case, capacity):
+  """T5X's (dispatch, combine), of indices for its scatter routers."""
+  if f'{case}/dispatch_mask' in T5X:
+    return T5X[f'{case}/dispatch_mask'], T5X[f'{case}/combine_array']
+  indices = T5X[f'{case}/dispatch_indices']
+  weights = T5X[f'{case}/combine_weights']
+  G, S, K, _ = indices.shape
+  E = T5X[f'inputs/{case[0]}/kernel'].shape[1]
+  combine = np.zeros((G, S, E, capacity), np.float32)
+  dispatch = np.zeros(combine.shape, bool)
+  for g, s, k in np.ndindex(G, S, K):
+    e, c = indices[g, s, k]
+    if c < capacity:
+      combine[g, s, e, c] = weights[g, s, k]
+      dispatch[g, s, e, c] = True
+  return dispatch, combine
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_agrees_with_t5x(case):
+  name, router, capacity = parse(case)
+  tokens, kernel = T5X[f'inputs/{name}/tokens'], T5X[f'inputs/{name}/kernel']
+  S = tokens.shape[1]
+
+  dispatch, combine = t5x_masks(case, capacity)
+  # The golden gradients are those of sum(combine * R). Scatter routers' arrays
+  # have the shape of choices, and so has their R.
+  if f'{case}/combine_array' in T5X:
+    R = np.random.RandomState(7).randn(*combine.shape)
+  else:
+    R = np.random.RandomState(7).randn(*T5X[f'{case}/combine_weights'].shape)
+    R = scatter_cotangent(case, R, combine.shape)
+
+  def route(tokens, kernel):
+    routed = router(jnp.einsum('gsm,me->gse', tokens, kernel), capacity)
+    ours = routed.masks(S)
+    aux = routed.aux.get('load_balance', jnp.float32(0))
+    losses = {
+      'combine': jnp.sum(ours[1] * R.astype(np.float32)),
+      'aux': aux,
+      'z': routed.aux['z'],
+    }
+    return losses, (losses, ours)
+
+  gradients, (losses, ours) = jax.jit(
+    jax.jacrev(route, (0, 1), has_aux=True)
+  )(tokens, kernel)
+  np.testing.assert_array_equal(ours[0], dispatch)
+  np.testing.assert_allclose(ours[1], combine, rtol=1e-5, atol=1e-6)
+  for name, key in (('aux', 'auxiliary_loss'), ('z', 'router_z_loss')):
+    np.testing.assert_allclose(losses[name], T5X[f'{case}/{key}'], rtol=1e-5)
+  for loss, grads in gradients.items():
+    for grad, of in zip(grads, ('tokens', 'kernel'), strict=True):
+      key = f'{case}/grad_{loss}_{of}'
+      if key in T5X:
+        np.testing.assert_allclose(
+          grad, T5X[key], rtol=1e-4, atol=1e-5, err_msg=key
+        )
+
+
+def scatter_cotangent(case, R, shape):
+  """R over choices [G, S, K], laid out over slots."""
+  indices = T5X[f'{case}/dispatch_indices']
+  out = np.zeros(shape, np.float32)
+  for g, s, k in np.ndindex(R.shape):
+    e, c = indices[g, s, k]
+    if c < shape[-1]:
+      out[g, s, e, c] = R[g, s, k]
+  return out
+
+
+# (G, S, E, C): few, so that each is compiled once; capacity may exceed S.
+sizes = st.sampled_from([(1, 1, 3, 1), (2, 7, 4, 3), (1, 9, 6, 1), (2, 5, 3, 8)])
+
+
+@functools.cache
+def compiled(router, C, **options):
+  return jax.jit(
+    lambda logits, mask: router(logits, C, mask=mask, **options)
+  )
+
+
+
+
+def make(seed, size, masked=0.3):
+  G, S, E, C = size
+  rng = np.random.RandomState(seed)
+  logits = jnp.asarray(2 * rng.randn(G, S, E), jnp.float32)
+  return logits, C, jnp.asarray(rng.rand(G, S) >= masked)
+
+
+@every_router
+@SETTINGS
+@given(seed=st.integers(0, 10**6), size=sizes)
+def test_slots(router, seed, size):
+  logits, C, mask = make(seed, size)
+  (G, S, E), slots = logits.shape, min(C, logits.shape[1])
+  routed = compiled(router, C)(logits, mask)
+  assert routed.token.shape == routed.weight.shape == (G, E, slots)
+  dispatch, combine = routed.masks(S)
+  assert dispatch.sum(1).max() <= 1, 'a slot holds two tokens'
+  assert dispatch.sum(3).max() <= 1, 'an expert takes a token twice'
+  assert not dispatch[~mask].any(), 'padding took a slot'
+  assert not combine[~mask].any()
+  filled = np.asarray(routed.token) < S
+  assert not np.asarray(routed.weight)[~filled].any()
+  assert ((np.asarray(combine) > 0) <= np.asarray(dispatch)).all()
+  assert all(np.isfinite(x).all() for x in routed.metrics.values())
+  assert all(np.isfinite(x) for x in routed.aux.values())
+
+
+@every_router
+@SETTINGS
+@given(seed=st.integers(0, 10**6), size=sizes)
+def test_experts_have_no_order(router, seed, size):
+  logits, C, mask = make(seed, size)
+  S, E = logits.shape[1:]
+  permutation = np.random.RandomState(seed + 1).permutation(E)
+  first = compiled(router, C)(logits, mask)
+  second = compiled(router, C)(logits[..., permutation], mask)
+  np.testing.assert_allclose(
+    first.masks(S)[1][:, :, permutation], second.masks(S)[1], rtol=1e-6
+  )
+  for name, value in first.aux.items():
+    np.testing.assert_allclose(value, second.aux[name], rtol=1e-5)
+
+
+@every_router
+@SETTINGS
+@given(seed=st.integers(0, 10**6), size=sizes)
+def test_padding_is_nowhere(router, seed, size):
+  logits, C, mask = make(seed, size)
+  noise = 5 * jax.random.normal(jax.random.key(seed), logits.shape)
+  first = compiled(router, C)(logits, mask)
+  logits = jnp.where(mask[..., None], logits, noise)
+  second = compiled(router, C)(logits, mask)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@every_router
+@SETTINGS
+@given(seed=st.integers(0, 10**6), size=sizes)
+def test_renormalized_weights_sum_to_one(router, seed, size):
+  logits, C, mask = make(seed, size)
+  S = logits.shape[1]
+  routed = compiled(router, C, renormalize=True)(logits, mask)
+  dispatch, combine = routed.masks(S)
+  covered = np.asarray(dispatch.any((2, 3)))
+  total = np.asarray(combine.sum((2, 3)))
+  np.testing.assert_allclose(total, covered, rtol=1e-5)
+
+
+@every_router
+def test_gradients_are_finite_where_everything_is_masked(router):
+  logits, mask = jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), bool)
+
+  def total(logits):
+    routed = router(logits, 2, mask=mask, renormalize=True)
+    return routed.weight.sum() + sum(routed.aux.values())
+
+  assert np.isfinite(jax.grad(total)(logits)).all()
+
+
+def test_full_capacity_takes_every_token():
+  logits = jax.random.normal(jax.random.key(0), (2, 6, 4))
+  routed = routing.expert_choice(logits, 6)
+  np.testing.assert_allclose(
+    routed.masks(6)[1].sum(3), jax.nn.softmax(logits), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('name', CAUSAL)
+def test_no_token_sees_a_later_one(name):
+  """With experts that overflow, by perturbation of every later token."""
+  G, S, E, C = 2, 12, 3, 2
+  logits = 2 * jax.random.normal(jax.random.key(1), (G, S, E))
+  route = jax.jit(lambda x: CAUSAL[name](x, C).masks(S))
+  before = route(logits)
+  assert before[0].sum() < G * S, 'no expert overflows: the test is idle'
+  for t in range(1, S):
+    changed = logits.at[:, t:].set(-logits[:, t:])
+    after = route(changed)
+    for x, y in zip(before, after, strict=True):
+      np.testing.assert_array_equal(x[:, :t].sum(3), y[:, :t].sum(3))
+
+
+def test_priority_by_choice_sees_later_tokens():
+  """The reference order does: this is why it is not a decoder's default."""
+  # Both choose expert 0 first or second; only one of them has room.
+  logits = jnp.asarray([[[1.0, 2.0, 0.0], [2.0, 0.0, 1.0]]])
+  by_choice = routing.top_k(logits, 1, priority='choice').masks(2)[0]
+  by_token = routing.top_k(logits, 1, priority='token').masks(2)[0]
+  assert not by_choice[0, 0, 0].any() and by_choice[0, 1, 0].any()
+  assert by_token[0, 0, 0].any() and not by_token[0, 1, 0].any()
+
+
+def test_batch_priority_serves_the_surest_first():
+  logits = jnp.asarray([[[1.0, 0.0], [9.0, 0.0], [5.0, 0.0]]])
+  routed = routing.top_k(logits, 2, k=1, batch_priority=True)
+  np.testing.assert_array_equal(routed.token[0, 0], [1, 2])
+
+
+def test_metrics_of_a_known_routing():
+  logits = jnp.log(jnp.asarray([[[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]]))
+  metrics = routing.top_k(logits, 2, k=1).metrics
+  expected = {
+    'load': [1.0, 0.0],
+    'coverage': 2 / 3,
+    'dropped': 1 / 3,
+    'usage': 2 / 4,
+    'confidence': (0.9 + 0.6) / 2,
+    'scale': (0.9 + 0.6) / 3,
+  }
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'S, E, factor, options, slots',
+  [
+    (512, 32, 2.0, {}, 32),
+    (16, 4, 0.25, {'minimum': 4}, 4),
+    (16, 4, 1.0, {'multiple_of': 3}, 6),
+    (6, 4, 4.0, {}, 6),
+    (3, 4, 8.0, {'minimum': 4}, 3),
+    (10, 64, 0.1, {}, 1),
+  ],
+)
+def test_capacity(S, E, factor, options, slots):
+  assert routing.capacity(S, E, factor, **options) == slots
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda x: routing.expert_choice(x, 1, causal=True), 'future'),
+    (lambda x: routing.top_k(x, 1, k=4), 'k=4 of 3'),
+    (lambda x: routing.top_k(x, 1, k=0), 'k=0 of 3'),
+    (lambda x: routing.top_k(x, 1, priority='left'), 'left'),
+    (lambda x: routing.top_k(x, 1, batch_priority=True, causal=True), 'Batch'),
+    (lambda x: routing.capacity(8, 0, 1.0), '0 experts'),
+    (lambda x: routing.capacity(8, 2, -1.0), 'factor -1'),
+  ],
+)
+def test_refuses(call, message):
+  with pytest.raises(ValueError, match=message):
+    call(jnp.zeros((1, 4, 3)))

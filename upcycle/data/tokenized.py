@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tokenized corpus: a folder of flat arrays that are memory mapped.
+
+  manifest.json      where it comes from; size and sha256 of every other file
+  vocabulary.model   the SentencePiece model
+  {split}.npy        ids of all documents end to end, uint16 (or uint32)
+  {split}_ends.npy   int64, where each document ends
+
+As in T5's C4 pipeline there is no EOS between documents: EOS ends the inputs
+and the targets of an example.
+"""
+
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from upcycle.data import packages, vocabulary
+
+FORMAT = 1
+PREPARE = 'run `python scripts/prepare_data.py text`'
+
+
+class Tokens(NamedTuple):
+  """One split: ids [N] of all documents, ends [documents], their vocabulary."""
+
+  ids: np.ndarray
+  ends: np.ndarray
+  vocabulary_size: int  # pieces and sentinels
+  pieces: int
+
+
+def write(
+  folder: str | Path,
+  splits: dict[str, Sequence[str]],
+  model: bytes,
+  origin: dict[str, Any],
+) -> dict[str, Any]:
+  """Tokenizes the texts of each split into `folder`, all at once or not at all.
+
+  Args:
+    folder: replaced if it exists.
+    splits: texts of the documents by split.
+    model: a SentencePiece model.
+    origin: what identifies the input; kept in the manifest.
+
+  Returns:
+    The manifest.
+  """
+  folder = Path(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as name:
+    new = Path(name) / 'new'
+    new.mkdir()
+    (new / 'vocabulary.model').write_bytes(model)
+    words = vocabulary.Vocabulary(model)
+    counts = {
+      split: _write_split(new, split, texts, words)
+      for split, texts in splits.items()
+    }
+    manifest = {
+      'format': FORMAT,
+      'origin': origin,
+      'vocabulary': {'pieces': words.pieces, 'size': words.size},
+      'splits': counts,
+      'files': {
+        p.name: {'bytes': p.stat().st_size, 'sha256': packages.sha256(p)}
+        for p in sorted(new.iterdir())
+      },
+    }
+    (new / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
+    if folder.exists():
+      os.replace(folder, Path(name) / 'old')
+    os.replace(new, folder)
+  return manifest
+
+
+def _write_split(folder, split, texts, words) -> dict[str, int]:
+  ids = words.encode_all(texts)
+  flat = vocabulary.as_array(ids, words.size)
+  np.save(folder / f'{split}.npy', flat)
+  np.save(folder / f'{split}_ends.npy', np.cumsum([len(x) for x in ids]))
+  return {
+    'documents': len(texts),
+    'bytes': sum(len(t.encode()) for t in texts),
+    'tokens': len(flat),
+  }
+
+
+def manifest(folder: str | Path) -> dict[str, Any]:
+  """The manifest of a corpus, once the sizes of all files agree with it.
+
+  Raises:
+    FileNotFoundError: there is no corpus; it says how to prepare one.
+    ValueError: the manifest cannot be read, or files are missing or cut short.
+  """
+  path = Path(folder) / 'manifest.json'
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'There is no tokenized corpus in {folder}: {PREPARE}.'
+    )
+  try:
+    found = json.loads(path.read_text())
+    files = {name: row['bytes'] for name, row in found['files'].items()}
+    known = found['format'] == FORMAT
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'{path} is not a manifest: delete {folder} and {PREPARE}.'
+    ) from error
+  if not known:
+    raise ValueError(
+      f'{path} has format {found["format"]}, not {FORMAT}: {PREPARE}.'
+    )
+  wrong = [
+    f'{name} ({size} bytes expected)'
+    for name, size in files.items()
+    if not (p := path.parent / name).is_file() or p.stat().st_size != size
+  ]
+  if wrong:
+    raise ValueError(
+      f'Missing or incomplete in {folder}: {", ".join(wrong)}; delete the '
+      f'folder and {PREPARE}.'
+    )
+  return found
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+  """Like `manifest`, and every checksum is compared."""
+  found = manifest(folder)
+  for name, row in found['files'].items():
+    packages.verify(Path(folder) / name, row['sha256'])
+  return found
+
+
+def load(
+  folder: str | Path, split: str, vocab_size: int | None = None
+) -> Tokens:
+  """Memory maps a split.
+
+  Args:
+    folder: what `write` made.
+    split: 'train' or 'validation'.
+    vocab_size: rows of the model's embedding, to be checked; None checks not.
+
+  Raises:
+    FileNotFoundError, ValueError: as `manifest`; an unknown split; another
+      vocabulary than the corpus was made with; an embedding that is too small.
+  """
+  found = manifest(folder)
+  if split not in found['splits']:
+    raise ValueError(
+      f'{folder} has no split {split!r}; it has {sorted(found["splits"])}.'
+    )
+  size, pieces = found['vocabulary']['size'], found['vocabulary']['pieces']
+  if vocab_size is not None and vocab_size < size:
+    raise ValueError(
+      f'The vocabulary of {folder} has {size} ids and the model only '
+      f'{vocab_size}: take a corpus and a model of one vocabulary.'
+    )
+  model = 'vocabulary.model'
+  packages.verify(Path(folder) / model, found['files'][model]['sha256'])
+  ids = np.load(Path(folder) / f'{split}.npy', mmap_mode='r')
+  ends = np.load(Path(folder) / f'{split}_ends.npy')
+  return Tokens(ids, ends, size, pieces)

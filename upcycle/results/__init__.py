@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run writes down, reading it again, statistics and figures."""
+
+from upcycle.results.figures import STYLE, comparison_figure, save
+from upcycle.results.metrics import Writer, curve, interval, read
+from upcycle.results.progress import Progress
+
+__all__ = [
+  'STYLE',
+  'Progress',
+  'Writer',
+  'comparison_figure',
+  'curve',
+  'interval',
+  'read',
+  'save',
+]
