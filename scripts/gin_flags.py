@@ -34,7 +34,7 @@ def parse(description: str, **flags: str) -> argparse.Namespace:
     action='append',
     default=[],
     metavar='',
-    help="sets a macro or a parameter: --gin.MODEL_DIR=\"'runs/a'\", "
+    help='sets a macro or a parameter: --gin.MODEL_DIR="\'runs/a\'", '
     '--gin.train.train.num_steps=100',
   )
   bindings = [a[6:] for a in sys.argv[1:] if a.startswith('--gin.')]
@@ -51,7 +51,9 @@ def bound(function, name: str):
   """What the gin files bind to one parameter of a function."""
   bindings = gin.get_bindings(function, resolve_references=False)
   if name not in bindings:
-    raise ValueError(f'The gin files bind nothing to {function.__name__}.{name}.')
+    raise ValueError(
+      f'The gin files bind nothing to {function.__name__}.{name}.'
+    )
   # A gin reference becomes its value when it is copied.
   return copy.deepcopy(bindings[name])
 
@@ -63,6 +65,5 @@ def run(main) -> None:
   except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as e:
     if os.environ.get('UPCYCLE_TRACEBACK'):
       raise
-    sys.exit(
-      f'{type(e).__name__}: {e}\n(UPCYCLE_TRACEBACK=1 shows where it was raised.)'
-    )
+    hint = '(UPCYCLE_TRACEBACK=1 shows where it was raised.)'
+    sys.exit(f'{type(e).__name__}: {e}\n{hint}')

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a model: upcycled from a dense checkpoint, dense, or from scratch.
+r"""Trains a model: upcycled from a dense checkpoint, dense, or from scratch.
 
-  python scripts/train.py --gin_file=configs/upcycle_t5_base.gin \\
+  python scripts/train.py --gin_file=configs/upcycle_t5_base.gin \
     --gin.DENSE_CHECKPOINT="'.../checkpoint_1000000'" --gin.MODEL_DIR="'...'"
 
 The same command goes on with a run that was stopped. The configs whose names

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surgery alone: a dense checkpoint in, an upcycled one out.
+r"""Surgery alone: a dense checkpoint in, an upcycled one out.
 
-  python scripts/upcycle_checkpoint.py --gin_file=configs/upcycle_t5_base.gin \\
+  python scripts/upcycle_checkpoint.py --gin_file=configs/upcycle_t5_base.gin \
     --dense=.../checkpoint_1000000 --output=... --format=t5x
 
 The gin file says which layers become sparse and how many experts they get.

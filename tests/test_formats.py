@@ -22,9 +22,10 @@ def leaves(reader: str) -> dict[str, LazyArray]:
   return trees.flatten(checkpoints.read(READERS[reader][1]).params)
 
 
-def test_every_format_is_here():
-  modules = {module for module, _ in READERS.values()}
-  assert {detect for detect, _ in FORMATS} == {m.detect for m in modules}
+def test_every_foreign_format_is_here():
+  # The first row of FORMATS is this project's own runs, written where tested.
+  detects = {detect for detect, _ in FORMATS[1:]}
+  assert detects == {module.detect for module, _ in READERS.values()}
 
 
 @every_format

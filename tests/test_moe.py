@@ -159,7 +159,7 @@ def test_dispatch_equals_the_onehot_form(router):
 
 
 def upcycled(config, x, key=0):
-  """(dense output, sparse output, sown metrics) with experts that are copies."""
+  """(dense output, sparse output, metrics) with experts that are copies."""
   mlp = layers.GatedMlp(32, ('gelu', 'linear'))
   dense = mlp.init(jax.random.key(key), x)['params']
   module = layer(config)
@@ -193,7 +193,9 @@ def test_renormalized_equals_dense_where_routed(router):
   dense, sparse, metrics = upcycled(config, x)
   routed = np.abs(np.asarray(sparse)).sum(-1) > 0
   assert routed.mean() == pytest.approx(float(metrics['coverage'][0]))
-  np.testing.assert_allclose(sparse[routed], dense[routed], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    sparse[routed], dense[routed], rtol=1e-4, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('tokens, size, multiple', [(21, 4, 1), (21, 8, 4)])
@@ -203,7 +205,7 @@ def test_groups_need_not_divide_the_batch(tokens, size, multiple):
     num_experts=3, group_size=size, group_multiple=multiple
   )
   G, S = moe.group_shape(tokens, config)
-  assert G * S >= tokens and S <= size and G % multiple == 0
+  assert tokens <= G * S and size >= S and G % multiple == 0
   x = jax.random.normal(jax.random.key(0), (3, tokens // 3, 16))
   full = dataclasses.replace(config, capacity_factor=3.0, router_std=1.0)
   dense, sparse, _ = upcycled(full, x)

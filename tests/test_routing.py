@@ -6,7 +6,8 @@ A new router is tested by adding it to ROUTERS.
 
 import functools
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +23,7 @@ ROUTERS = {
   'top_1': functools.partial(routing.top_k, k=1),
   'top_2': routing.top_k,
   'top_3_by_token': functools.partial(routing.top_k, k=3, priority='token'),
-  'top_2_batch_priority': functools.partial(
-    routing.top_k, batch_priority=True
-  ),
+  'top_2_batch_priority': functools.partial(routing.top_k, batch_priority=True),
   'top_2_batch_priority_by_token': functools.partial(
     routing.top_k, batch_priority=True, priority='token'
   ),
@@ -104,9 +103,9 @@ def test_agrees_with_t5x(case):
     }
     return losses, (losses, ours)
 
-  gradients, (losses, ours) = jax.jit(
-    jax.jacrev(route, (0, 1), has_aux=True)
-  )(tokens, kernel)
+  gradients, (losses, ours) = jax.jit(jax.jacrev(route, (0, 1), has_aux=True))(
+    tokens, kernel
+  )
   np.testing.assert_array_equal(ours[0], dispatch)
   np.testing.assert_allclose(ours[1], combine, rtol=1e-5, atol=1e-6)
   for name, key in (('aux', 'auxiliary_loss'), ('z', 'router_z_loss')):
@@ -132,16 +131,14 @@ def scatter_cotangent(case, R, shape):
 
 
 # (G, S, E, C): few, so that each is compiled once; capacity may exceed S.
-sizes = st.sampled_from([(1, 1, 3, 1), (2, 7, 4, 3), (1, 9, 6, 1), (2, 5, 3, 8)])
+sizes = st.sampled_from(
+  [(1, 1, 3, 1), (2, 7, 4, 3), (1, 9, 6, 1), (2, 5, 3, 8)]
+)
 
 
 @functools.cache
 def compiled(router, C, **options):
-  return jax.jit(
-    lambda logits, mask: router(logits, C, mask=mask, **options)
-  )
-
-
+  return jax.jit(lambda logits, mask: router(logits, C, mask=mask, **options))
 
 
 def make(seed, size, masked=0.3):

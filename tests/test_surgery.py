@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surgery: what is made of what, strictly; a new expert init goes into INITS."""
+"""Surgery: what is made of what, strictly, and what it leaves behind."""
 
 import json
 import subprocess
@@ -12,47 +12,11 @@ import pytest
 
 from tests.conftest import GOLDEN, golden
 from tests.test_t5 import SPARSE, TINY
-from upcycle import checkpoints, expert_init, initialize, surgery, trees
+from upcycle import checkpoints, initialize, surgery, trees
 from upcycle.models import t5
 
-# Every expert initialisation: the properties below hold for all of them.
-INITS = {
-  'copy': expert_init.copy,
-  'copy_with_noise': expert_init.copy_with_noise,
-}
 DENSE_CHECKPOINT = GOLDEN / 't5x_tiny_dense_checkpoint'
 KEY = jax.random.key(0)
-every_init = pytest.mark.parametrize('init', INITS.values(), ids=INITS.keys())
-
-
-@every_init
-def test_expert_init(init):
-  dense = np.random.RandomState(0).randn(6, 4).astype(np.float32)
-  for leaf in (dense, jnp.asarray(dense)):
-    experts = init(KEY, 'wi_0/kernel', leaf, 3)
-    assert experts.shape == (3, 6, 4) and experts.dtype == np.float32
-  np.testing.assert_array_equal(experts, init(KEY, 'wi_0/kernel', dense, 3))
-  other = init(KEY, 'wi_1/kernel', dense, 3)
-  traced = jax.jit(lambda k, d: init(k, 'wi_0/kernel', d, 3))(KEY, dense)
-  np.testing.assert_allclose(traced, experts, rtol=1e-6)
-  assert np.abs(experts - dense).max() < 0.1 * dense.std()
-  assert np.isfinite(other).all()
-
-
-def test_copy_takes_no_memory():
-  experts = expert_init.copy(KEY, 'wo/kernel', np.ones((5, 5)), 1000)
-  assert np.shares_memory(experts[0], experts[999])
-
-
-def test_noise_is_small_and_differs_by_expert_and_matrix():
-  dense = np.random.RandomState(0).randn(64, 64).astype(np.float32)
-  a, b = (
-    expert_init.copy_with_noise(KEY, n, dense, 2, std=0.05) - dense
-    for n in ('wi_0/kernel', 'wi_1/kernel')
-  )
-  assert np.std(a) == pytest.approx(0.05 * dense.std(), rel=0.05)
-  for x, y in ((a[0], a[1]), (a[0], b[0])):
-    assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.1
 
 
 def upcycled(source=None, model=None):
@@ -65,9 +29,7 @@ def test_equals_what_t5x_makes():
   """Leaf by leaf, but for the fresh routers."""
   arrays, _ = golden('t5x_tiny_model')
   prefix = 'moe_ec_tc/params/'
-  theirs = {
-    k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k
-  }
+  theirs = {k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k}
   ours = trees.flatten(upcycled())
   assert ours.keys() == theirs.keys()
   routers = [path for path in ours if '/router/' in path]

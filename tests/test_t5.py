@@ -88,19 +88,22 @@ def objective(model, params, batch):
   return total, (sums, seen)
 
 
-@pytest.mark.parametrize('name, config', [('dense', TINY), ('moe_ec_tc', SPARSE)])
+@pytest.mark.parametrize(
+  'name, config', [('dense', TINY), ('moe_ec_tc', SPARSE)]
+)
 def test_agrees_with_t5x(name, config):
   model = t5.T5(config)
   params = params_of(name)
   trees.check(initialize.param_shapes(model), params, 'T5X names', dtypes=True)
-  step = jax.jit(jax.value_and_grad(objective, 1, has_aux=True), static_argnums=0)
+  step = jax.jit(
+    jax.value_and_grad(objective, 1, has_aux=True), static_argnums=0
+  )
   (total, (sums, seen)), grads = step(model, params, BATCH)
   close(seen['logits'], T5X[f'{name}/logits'])
   close(total, T5X[f'{name}/loss'])
   close(
     (sums['loss'] + sums['z_loss']) / sums['weight'],
-    T5X[f'{name}/metrics/cross_ent_loss']
-    + T5X[f'{name}/metrics/z_loss'],
+    T5X[f'{name}/metrics/cross_ent_loss'] + T5X[f'{name}/metrics/z_loss'],
   )
   for path, grad in trees.flatten(grads).items():
     close(grad, T5X[f'{name}/grads/{path}'], err_msg=path)
@@ -178,7 +181,9 @@ def test_presets_have_the_published_sizes(name):
 @functools.cache
 def small():
   """A sparse model with its initial parameters, and a batch of two examples."""
-  top_2 = moe.MoeConfig(num_experts=4, router=routing.top_k, capacity_factor=4.0)
+  top_2 = moe.MoeConfig(
+    num_experts=4, router=routing.top_k, capacity_factor=4.0
+  )
   config = dataclasses.replace(
     TINY,
     num_encoder_layers=2,

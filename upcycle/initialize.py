@@ -5,28 +5,21 @@ from collections.abc import Callable
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upcycle import checkpoints
-from upcycle import evaluate
+from upcycle import checkpoints, evaluate, losses, optim, surgery, trees
 from upcycle import expert_init as inits
-from upcycle import losses
-from upcycle import optim
-from upcycle import surgery
-from upcycle import trees
 from upcycle.checkpoints import state as run_state
 
 Loss = Callable[..., losses.Sums]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
   """What a step changes: the global step, parameters, optimizer state."""
 
   step: jax.Array
@@ -54,8 +47,7 @@ class InitFrom:
   def __post_init__(self):
     if self.optimizer_state not in ('fresh', 'expand'):
       raise ValueError(
-        "optimizer_state is 'fresh' or 'expand', not "
-        f'{self.optimizer_state!r}.'
+        f"optimizer_state is 'fresh' or 'expand', not {self.optimizer_state!r}."
       )
 
 
@@ -131,10 +123,12 @@ def from_checkpoint(
     )
   params = _on_device(params)
   opt_state = jax.jit(optimizer.init)(params)
-  if init.optimizer_state == 'expand':
+  expand = init.optimizer_state == 'expand'
+  if expand:
     opt_state = _expand(source.opt_state, opt_state)
   step = 0 if init.reset_step else source.step
-  opt_state = optim.with_step(opt_state, step)
+  # Adam corrects the bias of fresh moments by a count of its own.
+  opt_state = optim.with_step(opt_state, step, keep_adam=not expand)
   receipt = {
     'source': {**source.metadata, 'step': source.step},
     'step': step,
@@ -148,9 +142,9 @@ def from_checkpoint(
 def convert(
   model: Any,
   dense: str,
-  output: str,
+  output: str | Path,
   *,
-  format: str = 't5x',  # noqa: A002 (the flag's name)
+  format: str = 't5x',
   compression: str | None = None,
   expert_init: surgery.ExpertInit = inits.copy,
   seed: int = 0,

@@ -231,15 +231,9 @@ def _check_top_k(k: int, E: int, priority: str, leaks: bool) -> None:
 def _fill(
   served: Int[Array, 'G N'], E: int, C: int
 ) -> tuple[Int[Array, 'G E C'], Bool[Array, 'G E C']]:
-  """Fills slots first come, first served.
+  """The turn that gets each slot, first come, first served; whether any did.
 
-  Args:
-    served: the expert asked for at each turn; E asks for none.
-    E: number of experts.
-    C: slots of an expert.
-
-  Returns:
-    The turn that got each slot, and whether any did.
+  `served` holds the expert asked for at each turn; E asks for none.
   """
   G, N = served.shape
   # One sort of a single integer key lists each expert's turns in order: far

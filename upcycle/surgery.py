@@ -182,9 +182,7 @@ def _leaves(tree: trees.Tree) -> list[Any]:
   return list(trees.flatten(tree).values())
 
 
-def _origin(
-  path: str, have: Mapping[str, Any], rules: Rules
-) -> Origin | None:
+def _origin(path: str, have: Mapping[str, Any], rules: Rules) -> Origin | None:
   for pattern, kind, template in rules:
     match = re.fullmatch(pattern, path)
     if not match:

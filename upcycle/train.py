@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upcycle import evaluate
-from upcycle import initialize
-from upcycle import losses
-from upcycle import results
+from upcycle import evaluate, initialize, losses, results
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
 
 CONFIG = 'config.gin'
 # Settings that a resumed run may change: how long and how often.
-MAY_CHANGE = r'(train\.)?train\.(num_steps|keep_checkpoints|\w+_every)\b|MODEL_DIR'
+MAY_CHANGE = (
+  r'(train\.)?train\.(num_steps|keep_checkpoints|\w+_every)\b|MODEL_DIR'
+)
 
 
 def make_train_step(
@@ -77,9 +76,7 @@ def make_train_step(
       )
     layers, weight = sums.pop('layers'), sums.pop('weight')
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.params
-    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {k: v / weight for k, v in sums.items()}
     metrics['gradient_norm'] = optax.tree.norm(grads)
@@ -157,9 +154,7 @@ def train(
   folder, text = Path(model_dir), config()
   _check_folder(folder, text)
   batches, batch = iter(train_data), next(iter(train_data))
-  start = functools.partial(
-    initialize.from_scratch, model, optimizer, seed
-  )
+  start = functools.partial(initialize.from_scratch, model, optimizer, seed)
   receipt, run = None, None
   # (1) The newest own checkpoint.
   if run_state.latest_step(folder) is not None:

@@ -13,7 +13,6 @@ from upcycle.checkpoints.arrays import Checkpoint, LazyArray
 __all__ = ['FORMATS', 'Checkpoint', 'LazyArray', 'huggingface', 'read', 't5x']
 
 
-
 def _is_run(path: str) -> bool:
   """A run's folder, or the folder of one step of it."""
   folder, name = os.path.split(os.path.abspath(path))

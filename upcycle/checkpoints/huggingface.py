@@ -265,9 +265,9 @@ def _file_tensors(file: str) -> dict[str, LazyArray]:
 
 
 def _lazy(file: str, name: str, shape: list[int], dtype: str) -> LazyArray:
-  def read_tensor(index=...):
+  def read_tensor():
     with safe_open(file, framework='numpy') as f:
-      return f.get_slice(name)[index]
+      return f.get_tensor(name)
 
   if dtype not in _DTYPES:
     raise ValueError(f'{name} is {dtype}, not one of {", ".join(_DTYPES)}')

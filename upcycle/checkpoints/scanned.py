@@ -74,7 +74,7 @@ class _Splitter:
       return {path: leaf}
     stack, sub, rest = match.groups()
     stride, first = self.layers_a_block[stack], int(sub or 0)
-    layers = [leaf.take(i, axis) for i in range(leaf.shape[axis])]
+    layers = [_layer(leaf, axis, i) for i in range(leaf.shape[axis])]
     if rest.startswith('relpos_bias/') and _all_equal(layers):
       # A scanned stack has no place for the bias that its layers share.
       return {f'{stack}/{rest}': layers[0]}
@@ -82,6 +82,13 @@ class _Splitter:
       f'{stack}/layers_{i * stride + first}/{rest}': layer
       for i, layer in enumerate(layers)
     }
+
+
+def _layer(leaf: LazyArray, axis: int, position: int) -> LazyArray:
+  """One slice of a leaf; reads no other since `read` takes an index here."""
+  shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+  index = (slice(None),) * axis + (position,)
+  return LazyArray(shape, leaf.dtype, lambda: leaf.read(index))
 
 
 def _all_equal(leaves: list[LazyArray]) -> bool:

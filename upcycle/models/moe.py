@@ -154,9 +154,9 @@ class RouterWeights(nn.Module):
   def __call__(self, x: Float[Array, 'G S M']) -> Float[Array, 'G S E']:
     name, *inner = self.names
     if inner:
-      return RouterWeights(
-        tuple(inner), self.num_experts, self.std, name=name
-      )(x)
+      return RouterWeights(tuple(inner), self.num_experts, self.std, name=name)(
+        x
+      )
     # float32 always: rounded probabilities change which tokens are chosen.
     return nn.Dense(
       self.num_experts,
@@ -261,5 +261,3 @@ def _group(
   if mask is not None:
     mask = jnp.pad(mask.reshape(tokens), (0, extra)).reshape(G, S)
   return x.reshape(G, S, -1), mask
-
-

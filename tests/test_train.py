@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train(): where it starts, that it goes on exactly, what it refuses."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny_text
+from tests.conftest import GOLDEN
+from tests.test_t5 import BATCH, DECODER, ENCODER, TINY
+from upcycle import (
+  evaluate,
+  initialize,
+  losses,
+  optim,
+  results,
+  routing,
+  train,
+  trees,
+)
+from upcycle.checkpoints import state as run_state
+from upcycle.data import text, vocabulary
+from upcycle.models import moe, t5
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return tiny_text.corpus(tmp_path_factory.mktemp('text') / 'corpus')
+
+
+def small_model(corpus, sparse=True, **changes):
+  top_2 = moe.MoeConfig(
+    num_experts=4, router=routing.top_k, aux_weights=(('load_balance', 0.01),)
+  )
+  config = dataclasses.replace(
+    TINY,
+    vocab_size=vocabulary.load(corpus).padded_size(),
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    encoder_moe=moe.MoeConfig(num_experts=4) if sparse else None,
+    decoder_moe=top_2 if sparse else None,
+    **changes,
+  )
+  return t5.T5(config)
+
+
+def batches(corpus, **options):
+  return text.span_corruption(corpus, batch_size=4, inputs_length=32, **options)
+
+
+def run(corpus, folder, **options):
+  """Six steps of training with a checkpoint after every second one."""
+  options = {
+    'model': small_model(corpus, dropout_rate=0.1),
+    'optimizer': optim.adafactor(optim.inverse_sqrt(0.1, 100)),
+    'train_data': batches(corpus),
+    'eval_data': batches(
+      corpus, split='validation', repeat=False, shuffle=False
+    ),
+    'num_steps': 6,
+    'log_every': 1,
+    'eval_every': 2,
+    'checkpoint_every': 2,
+    'config': lambda: 'train.num_steps = 6\nseed = 0\n',
+    **options,
+  }
+  return train.train(str(folder), **options)
+
+
+@pytest.fixture(scope='module')
+def whole(corpus, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runs') / 'whole'
+  return folder, run(corpus, folder)
+
+
+class Killed(Exception):
+  """What stops a run in these tests."""
+
+
+class Stopping:
+  """Batches whose iterator is killed after some."""
+
+  def __init__(self, data, after):
+    self.data, self.after = data, after
+
+  def __iter__(self):
+    iterator, after = iter(self.data), self.after
+
+    class Iterator:
+      get_state = staticmethod(iterator.get_state)
+      set_state = staticmethod(iterator.set_state)
+
+      def __next__(self):
+        nonlocal after
+        after -= 1
+        if after < 0:
+          raise Killed
+        return next(iterator)
+
+    return Iterator()
+
+
+@pytest.mark.parametrize('after', [1, 3, 4, 5])
+def test_a_killed_run_ends_bit_identical(corpus, whole, tmp_path, after):
+  with pytest.raises(Killed):
+    run(corpus, tmp_path, train_data=Stopping(batches(corpus), after))
+  second = run(corpus, tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, whole[1], second)
+  clock = ('seconds', 'tokens_per_second')
+  rows = [
+    [
+      {k: v for k, v in row.items() if k not in clock}
+      for row in results.read(f)
+    ]
+    for f in (whole[0], tmp_path)
+  ]
+  assert rows[0] == rows[1]
+
+
+def test_what_a_run_writes(whole):
+  folder, state = whole
+  assert int(state.step) == 6 and int(state.opt_state.count) == 6
+  assert (folder / 'config.gin').read_text().startswith('train.num_steps')
+  assert list(folder.glob('events.out.tfevents.*'))
+  train_rows = results.read(folder, 'train')
+  assert [row['step'] for row in train_rows] == [1, 2, 3, 4, 5, 6]
+  assert {'loss', 'accuracy', 'load_balance', 'gradient_norm'} <= set(
+    train_rows[0]
+  )
+  for metric in ('load', 'dropped', 'coverage', 'confidence', 'entropy'):
+    assert f'encoder/layers_1/mlp/{metric}' in train_rows[0]
+    assert f'decoder/layers_1/mlp/{metric}' in train_rows[0]
+  assert len(train_rows[0]['encoder/layers_1/mlp/load']) == 4
+  assert [row['step'] for row in results.read(folder, 'eval')] == [0, 2, 4, 6]
+  assert run_state.latest_step(folder) == 6
+  assert train_rows[-1]['loss'] < train_rows[0]['loss']
+
+
+def test_a_longer_run_goes_on(corpus, whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  state = run(
+    corpus,
+    tmp_path / 'run',
+    num_steps=8,
+    config=lambda: 'train.num_steps = 8\nseed = 0\n',
+  )
+  assert int(state.step) == 8
+
+
+def test_starts_from_the_dense_step(corpus, whole, tmp_path):
+  dense_run = tmp_path / 'dense'
+  run(corpus, dense_run, model=small_model(corpus, sparse=False))
+  init = initialize.InitFrom(str(dense_run), optimizer_state='expand')
+  state = run(corpus, tmp_path / 'sparse', init_from=init, num_steps=2)
+  assert int(state.step) == 8 and int(state.opt_state.count) == 8
+  receipt = json.loads((tmp_path / 'sparse/receipt.json').read_text())
+  assert receipt['step'] == 6 and receipt['source']['format'] == 'upcycle'
+  first = results.read(tmp_path / 'sparse', 'eval')[0]
+  last = results.read(dense_run, 'eval')[-1]
+  assert first['step'] == 6 and first['loss'] != last['loss']
+  step_0 = receipt['step_0']
+  assert step_0['loss'] != step_0['dense_loss']
+  for scale in step_0['scale'].values():
+    assert scale['measured'] == pytest.approx(scale['expected'], rel=0.3)
+  # The decoder's tokens are few, so that C = E: as the dense model there.
+  # Its own checkpoint comes first when the run is started again.
+  again = run(corpus, tmp_path / 'sparse', init_from=init, num_steps=2)
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_dense_continuation_has_no_jump(corpus, tmp_path):
+  model = small_model(corpus, sparse=False)
+  run(corpus, tmp_path / 'a', model=model)
+  init = initialize.InitFrom(str(tmp_path / 'a'), optimizer_state='expand')
+  run(corpus, tmp_path / 'b', model=model, init_from=init, num_steps=1)
+  before = results.read(tmp_path / 'a', 'eval')[-1]['loss']
+  assert results.read(tmp_path / 'b', 'eval')[0]['loss'] == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
+  def loss(apply, batch):
+    sums = losses.seq2seq(apply, batch)
+    bad = batch['encoder_input_tokens'][0, 0] == BAD
+    return sums | {'loss': jnp.where(bad, jnp.nan, sums['loss'])}
+
+  seen = itertools.islice(iter(batches(corpus)), 4)
+  tokens = [b['encoder_input_tokens'][0, 0] for b in seen]
+  BAD = tokens[3]
+  assert BAD not in tokens[:3]
+  with pytest.raises(FloatingPointError, match=r'step 4 .*\n?.*of step 2'):
+    run(corpus, tmp_path, loss=loss, eval_data=None)
+  assert run_state.latest_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda d: (d / 'checkpoint_1000').mkdir(), 'neither empty nor a run'),
+    (
+      lambda d: (d / 'config.gin').write_text('seed = 1\ntrain.num_steps = 9'),
+      r'- seed = 1(.|\n)*Give another MODEL_DIR',
+    ),
+  ],
+)
+def test_refuses_the_folder_of_another_run(corpus, tmp_path, make, message):
+  make(tmp_path)
+  before = sorted(p.name for p in tmp_path.rglob('*'))
+  with pytest.raises(ValueError, match=message):
+    run(corpus, tmp_path)
+  assert sorted(p.name for p in tmp_path.rglob('*')) == before
+
+
+def test_refuses_a_checkpoint_of_another_model(corpus, whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  wider = small_model(corpus, mlp_dim=48, dropout_rate=0.1)
+  with pytest.raises(ValueError, match='mismatch: opt_state/slots/decoder'):
+    run(corpus, tmp_path / 'run', model=wider)
+
+
+def test_bad_input_writes_nothing(corpus, tmp_path):
+  dense = str(GOLDEN / 't5x_tiny_dense_checkpoint')
+  init = initialize.InitFrom(dense)
+  with pytest.raises(ValueError, match='mismatch: token_embedder/embedding'):
+    run(corpus, tmp_path / 'run', init_from=init)
+  assert not (tmp_path / 'run').exists()
+  with pytest.raises(ValueError, match='optimizer_state is'):
+    initialize.InitFrom(dense, optimizer_state='tile')
+
+
+def test_microbatches_change_nothing():
+  """In a dense model; in a sparse one they are other groups of tokens."""
+  model, optimizer = t5.T5(TINY), optim.adafactor(0.1)
+  start = initialize.from_scratch(model, optimizer, 0)
+  states, metrics = [], []
+  for parts in (1, 2, 4):
+    step = train.make_train_step(
+      model, losses.seq2seq, optimizer, microbatches=parts
+    )
+    state, values = jax.jit(step)(start, BATCH)
+    states.append(state)
+    metrics.append(values)
+  for other in (1, 2):
+    close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
+      a, b, rtol=1e-3, atol=1e-5
+    )
+    jax.tree.map(close, metrics[0], metrics[other])
+    jax.tree.map(close, states[0].params, states[other].params)
+
+
+def test_step_is_the_gradient_of_the_objective():
+  """One SGD step, against the loss and the auxiliary loss by hand."""
+  config = dataclasses.replace(TINY, encoder_moe=ENCODER, decoder_moe=DECODER)
+  model, optimizer = t5.T5(config), optim.sgd(1.0, momentum=0.0)
+  state = initialize.from_scratch(model, optimizer, 0)
+
+  def objective(params):
+    logits, sown = model.apply(
+      {'params': params},
+      *(BATCH[f'{k}_tokens'] for k in ('encoder_input', 'decoder_input')),
+      BATCH['decoder_target_tokens'],
+      mutable=['losses'],
+    )
+    targets, weights = (
+      BATCH['decoder_target_tokens'],
+      BATCH['decoder_loss_weights'],
+    )
+    log_p = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    z = 1e-4 * jax.nn.logsumexp(logits, -1) ** 2
+    balance = jnp.stack(jax.tree.leaves(sown['losses'])).mean()
+    return jnp.sum((z - picked) * weights) / weights.sum() + balance
+
+  step = train.make_train_step(model, losses.seq2seq, optimizer)
+  after, metrics = jax.jit(step)(state, BATCH)
+  total, grads = jax.jit(jax.value_and_grad(objective))(state.params)
+  np.testing.assert_allclose(metrics['total'], total, rtol=1e-5)
+  for path, grad in trees.flatten(grads).items():
+    moved = (
+      trees.flatten(state.params)[path] - trees.flatten(after.params)[path]
+    )
+    np.testing.assert_allclose(moved, grad, rtol=1e-3, atol=2e-6, err_msg=path)
+
+
+def test_evaluation_weighs_by_targets():
+  model = t5.T5(TINY)
+  params = initialize.init_params(model, 0)
+  step = evaluate.make_eval_step(model, losses.seq2seq)
+  whole = evaluate.evaluate(step, params, [BATCH])
+  halves = [{k: v[i : i + 2] for k, v in BATCH.items()} for i in (0, 2)]
+  parts = evaluate.evaluate(step, params, halves)
+  assert whole.keys() == {'loss', 'z_loss', 'accuracy'}
+  for name in whole:
+    assert whole[name] == pytest.approx(parts[name], rel=1e-5)
+  with pytest.raises(ValueError, match='Nothing to evaluate'):
+    evaluate.evaluate(step, params, [])

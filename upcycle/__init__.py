@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse upcycling of dense checkpoints into mixtures of experts.
+
+The way of data:
+  checkpoints  a dense checkpoint comes in, lazily, under one set of names
+  surgery      its parameters become those of a sparse model (expert_init)
+  models       T5, whose MoE layers route tokens to experts and back
+               (routing: logits to slots; dispatch: tokens to slots)
+  data         batches of text
+  train        the run (initialize, optim, losses, evaluate)
+  results      metrics, progress, figures
+"""
