@@ -3,7 +3,11 @@
 
 Prepares real text, pretrains a small dense T5, goes on from its checkpoint
 twice, once dense and once upcycled, on the same batches, and draws what came
-of it. Every step is a command that is shown and can be given by itself; what is
+of it:
+
+  python scripts/demo.py
+
+Every step is a command that is shown and can be given by itself; what is
 done already is not done again. Remove runs/t5_laptop to start anew.
 """
 

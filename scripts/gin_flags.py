@@ -12,11 +12,14 @@ import gin
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def parse(description: str, **flags: str) -> argparse.Namespace:
+def parse(
+  description: str, *, complete: bool = True, **flags: str
+) -> argparse.Namespace:
   """Parses the command line and the gin files and bindings it names.
 
   Args:
     description: what --help says.
+    complete: whether all macros that the gin files require must be given.
     **flags: further flags, all required, with their help.
   """
   parser = argparse.ArgumentParser(
@@ -43,7 +46,9 @@ def parse(description: str, **flags: str) -> argparse.Namespace:
   # Includes and relative data paths are those of the repository, wherever the
   # command is given.
   gin.add_config_file_search_path(str(ROOT))
-  gin.parse_config_files_and_bindings(args.gin_file, bindings)
+  gin.parse_config_files_and_bindings(
+    args.gin_file, bindings, finalize_config=complete
+  )
   return args
 
 

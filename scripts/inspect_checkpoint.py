@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what a checkpoint holds, or how two of them differ.
+r"""Shows what a checkpoint holds, or how two of them differ.
 
 A path is a T5X folder (or the folder of several: the newest is shown), local
 or gs://; a Hugging Face folder or safetensors file; or a run's MODEL_DIR.
 Names are those of this project whatever the format, so that any two can be
 compared. Nothing but names and shapes is read unless --values is given.
 
-  inspect_checkpoint.py checkpoint_1000000
-  inspect_checkpoint.py checkpoint_1000000 --values | grep router
-  inspect_checkpoint.py dense/checkpoint_1000 --compare sparse/checkpoint_1000
-  inspect_checkpoint.py t5-v1_1-small --compare checkpoint_1000000 --values
+  python scripts/inspect_checkpoint.py checkpoint_1000000
+  python scripts/inspect_checkpoint.py checkpoint_1000000 --values | grep router
+  python scripts/inspect_checkpoint.py dense/checkpoint_1000 \
+    --compare sparse/checkpoint_1000
+  python scripts/inspect_checkpoint.py t5-v1_1-small \
+    --compare checkpoint_1000000 --values
 
 Exit code: 0, also if two are equal; 1 if they differ; 2 on an error.
 """

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets: `python scripts/prepare_data.py text`."""
+"""Prepares data sets: fetches, verifies, cleans and tokenizes public text.
+
+  python scripts/prepare_data.py text
+  python scripts/prepare_data.py text --vocabulary=t5 --directory=data
+
+What is there already is verified and kept.
+"""
 
 import argparse
 import sys
@@ -8,12 +14,16 @@ from upcycle.data import corpora, packages, prepare
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   commands = parser.add_subparsers(dest='what', required=True)
   text = commands.add_parser(
     'text', help='fetch, verify, clean, train a vocabulary, tokenize'
   )
-  text.add_argument('--vocabulary', choices=prepare.VOCABULARIES)
+  text.add_argument(
+    '--vocabulary', help="'small', 't5' or the file of a SentencePiece model"
+  )
   text.add_argument(
     '--vocab_size', type=int, help='pieces of the small vocabulary'
   )

@@ -14,6 +14,7 @@ import gin_flags
 def main() -> None:
   args = gin_flags.parse(
     __doc__,
+    complete=False,
     dense='the dense checkpoint, of any format that can be read',
     output='the folder to write checkpoint_<step> into',
     format="'t5x' or 'orbax' (this project's own)",

@@ -46,7 +46,7 @@ def test_trains(file, paths, tmp_path):
 @pytest.mark.parametrize('size', ['small', 'base', 'large', 'xl'])
 def test_the_papers_setting(size):
   file = ROOT / f'configs/upcycle_t5_{size}.gin'
-  gin.parse_config_files_and_bindings([str(file)], [])
+  gin.parse_config_files_and_bindings([str(file)], [], finalize_config=False)
   config = gin.get_configurable(t5.preset)()
   published = t5.preset(f't5_1_1_{size}')
   assert config.emb_dim == published.emb_dim

