@@ -5,22 +5,34 @@ import argparse
 import copy
 import os
 from pathlib import Path
+import re
 import sys
 
 import gin
 
+# What a user can mend, and what gin makes of a binding's mistakes.
+ERRORS = (
+  FloatingPointError,
+  ImportError,
+  OSError,
+  RuntimeError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse(
-  description: str, *, complete: bool = True, **flags: str
+  description: str, *, complete: bool = True, **flags: tuple[str, str | None]
 ) -> argparse.Namespace:
   """Parses the command line and the gin files and bindings it names.
 
   Args:
     description: what --help says.
     complete: whether all macros that the gin files require must be given.
-    **flags: further flags, all required, with their help.
+    **flags: further flags: their help, and their default or None if they
+      must be given.
   """
   parser = argparse.ArgumentParser(
     description=description,
@@ -29,8 +41,10 @@ def parse(
   parser.add_argument(
     '--gin_file', action='append', required=True, help='may be repeated'
   )
-  for name, text in flags.items():
-    parser.add_argument(f'--{name}', required=True, help=text)
+  for name, (text, default) in flags.items():
+    parser.add_argument(
+      f'--{name}', required=default is None, default=default, help=text
+    )
   parser.add_argument(
     '--gin.NAME=VALUE',
     dest='gin',
@@ -38,7 +52,7 @@ def parse(
     default=[],
     metavar='',
     help='sets a macro or a parameter: --gin.MODEL_DIR="\'runs/a\'", '
-    '--gin.train.train.num_steps=100',
+    '--gin.train.train.num_steps=100 (a string keeps its quotes)',
   )
   bindings = [a[6:] for a in sys.argv[1:] if a.startswith('--gin.')]
   rest = [a for a in sys.argv[1:] if not a.startswith('--gin.')]
@@ -49,16 +63,38 @@ def parse(
   gin.parse_config_files_and_bindings(
     args.gin_file, bindings, finalize_config=complete
   )
+  _check_used(bindings)
   return args
 
 
-def bound(function, name: str):
-  """What the gin files bind to one parameter of a function."""
+def _check_used(bindings: list[str]) -> None:
+  """Refuses macros and scopes that nothing refers to: gin takes them."""
+  config = gin.config_str()
+  names = [binding.split('=')[0].strip() for binding in bindings]
+  unused = [n for n in names if '.' not in n and f'%{n}' not in config]
+  scopes = [n for n in names if '/' in n]
+  unused += [n for n in scopes if f'@{n.rsplit("/", 1)[0]}/' not in config]
+  if unused:
+    macros = sorted(set(re.findall(r'%(\w+)', config)))
+    raise ValueError(
+      f'Nothing in the gin files uses {", ".join(unused)}. Their macros are '
+      f'{", ".join(macros)}.'
+    )
+
+
+def bound(function, name: str, default=None):
+  """What the gin files bind to one parameter of a function.
+
+  Raises:
+    ValueError: nothing, and there is no default.
+  """
   bindings = gin.get_bindings(function, resolve_references=False)
-  if name not in bindings:
+  if name not in bindings and default is None:
     raise ValueError(
       f'The gin files bind nothing to {function.__name__}.{name}.'
     )
+  if name not in bindings:
+    return default
   # A gin reference becomes its value when it is copied.
   return copy.deepcopy(bindings[name])
 
@@ -67,7 +103,7 @@ def run(main) -> None:
   """Calls main; what the user can mend ends as one line, not a traceback."""
   try:
     main()
-  except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as e:
+  except ERRORS as e:
     if os.environ.get('UPCYCLE_TRACEBACK'):
       raise
     hint = '(UPCYCLE_TRACEBACK=1 shows where it was raised.)'

@@ -15,17 +15,23 @@ def main() -> None:
   args = gin_flags.parse(
     __doc__,
     complete=False,
-    dense='the dense checkpoint, of any format that can be read',
-    output='the folder to write checkpoint_<step> into',
-    format="'t5x' or 'orbax' (this project's own)",
+    dense=('the dense checkpoint, of any format that can be read', None),
+    output=('the folder to write checkpoint_<step> into', None),
+    format=("'t5x', or 'orbax': this project's own", 't5x'),
+    compression=('of T5X arrays: none (fastest), gzip, zstd, blosc', 'none'),
   )
-  from upcycle import initialize, train
+  from upcycle import expert_init, initialize, train
 
   receipt = initialize.convert(
     gin_flags.bound(train.train, 'model'),
     args.dense,
     args.output,
     format=args.format,
+    compression=None if args.compression == 'none' else args.compression,
+    expert_init=gin_flags.bound(
+      initialize.InitFrom, 'expert_init', expert_init.copy
+    ),
+    seed=gin_flags.bound(train.train, 'seed', 0),
     progress=lambda name, size: print(f'{size / 1e6:10.1f} MB  {name}'),
   )
   counts = receipt['parameters']

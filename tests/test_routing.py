@@ -220,6 +220,20 @@ def test_gradients_are_finite_where_everything_is_masked(router):
   assert np.isfinite(jax.grad(total)(logits)).all()
 
 
+@every_router
+def test_renormalized_gradients_are_finite_for_large_logits(router):
+  rng = np.random.RandomState(0)
+  for size in (1.0, 45.0, 130.0, 1e4):
+    logits = jnp.asarray(size * rng.randn(2, 6, 4), jnp.float32)
+
+    def total(logits):
+      weight = router(logits, 2, renormalize=True).weight
+      return jnp.sum(weight * jnp.arange(1.0, 3.0))
+
+    value, grad = jax.value_and_grad(total)(logits)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
 def test_full_capacity_takes_every_token():
   logits = jax.random.normal(jax.random.key(0), (2, 6, 4))
   routed = routing.expert_choice(logits, 6)

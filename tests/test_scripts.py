@@ -91,6 +91,11 @@ def _logged(folder):
   'change, message',
   [
     ('train.train.num_stesp = 3', 'num_stesp'),
+    ('NUM_EXPERT = 8', 'Nothing in the gin files uses NUM_EXPERT'),
+    ('encodr/moe.MoeConfig.capacity_factor = 1.0', 'uses encodr/moe'),
+    ('NUM_EXPERTS = [8, 16]', 'num_experts'),
+    ('MODEL_DIR = runs/a', 'MODEL_DIR'),
+    ('train.train.microbatches = 3', 'microbatches'),
     ("DENSE_CHECKPOINT = '/nowhere'", 'There is no checkpoint at /nowhere'),
     (
       f"DENSE_CHECKPOINT = '{GOLDEN / 'hf_t5_v1_0'}'",

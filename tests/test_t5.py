@@ -159,6 +159,7 @@ def test_agrees_with_hugging_face(version):
 
 # Table of parameters: T5X's models, and the paper's with 32 experts.
 PARAMETERS = {
+  't5_1_1_small': (76.96e6, 467.2e6),
   't5_1_1_base': (247.6e6, 2.003e9),
   't5_1_1_large': (783.2e6, 7.220e9),
   't5_1_1_xl': (2849.8e6, 26.256e9),
@@ -242,6 +243,7 @@ def test_no_logit_depends_on_a_later_token():
     tokens = batch['decoder_input_tokens']
     changed = tokens.at[:, t:].set(127 - tokens[:, t:])
     second = apply(config, params, **batch | {'decoder_input_tokens': changed})
+    # The second row shares its experts with the first one's later tokens.
     np.testing.assert_array_equal(first[0, :t], second[0, :t])
     assert np.abs(first[:, t:] - second[:, t:]).max() > 1e-3
 

@@ -15,6 +15,7 @@ from tests import tiny_text
 from tests.conftest import GOLDEN
 from tests.test_t5 import BATCH, DECODER, ENCODER, TINY
 from upcycle import (
+  checkpoints,
   evaluate,
   initialize,
   losses,
@@ -165,10 +166,17 @@ def test_starts_from_the_dense_step(corpus, whole, tmp_path):
   last = results.read(dense_run, 'eval')[-1]
   assert first['step'] == 6 and first['loss'] != last['loss']
   step_0 = receipt['step_0']
-  assert step_0['loss'] != step_0['dense_loss']
+  # On the very batch that the run begins with.
+  step = evaluate.make_eval_step(
+    small_model(corpus, sparse=False), losses.seq2seq
+  )
+  dense = checkpoints.read(dense_run)
+  batch = next(iter(batches(corpus)))
+  expected = evaluate.evaluate(step, dense.params, [batch])['loss']
+  assert step_0['dense_loss'] == pytest.approx(expected, rel=1e-6)
+  assert abs(step_0['loss'] - expected) > 1e-5
   for scale in step_0['scale'].values():
     assert scale['measured'] == pytest.approx(scale['expected'], rel=0.3)
-  # The decoder's tokens are few, so that C = E: as the dense model there.
   # Its own checkpoint comes first when the run is started again.
   again = run(corpus, tmp_path / 'sparse', init_from=init, num_steps=2)
   jax.tree.map(np.testing.assert_array_equal, again, state)
@@ -196,6 +204,60 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
   with pytest.raises(FloatingPointError, match=r'step 4 .*\n?.*of step 2'):
     run(corpus, tmp_path, loss=loss, eval_data=None)
   assert run_state.latest_step(tmp_path) == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(corpus, tmp_path):
+  """Where the loss is finite, before its update is saved."""
+
+  @jax.custom_vjp
+  def poison(x, bad):
+    return x
+
+  poison.defvjp(
+    lambda x, bad: (x, bad),
+    lambda bad, g: (jnp.where(bad, jnp.nan, g), None),
+  )
+
+  def loss(apply, batch):
+    sums = losses.seq2seq(apply, batch)
+    bad = batch['encoder_input_tokens'][0, 0] == BAD
+    return sums | {'loss': poison(sums['loss'], bad)}
+
+  seen = itertools.islice(iter(batches(corpus)), 4)
+  BAD = [b['encoder_input_tokens'][0, 0] for b in seen][3]
+  with pytest.raises(FloatingPointError, match=r'step 4'):
+    run(corpus, tmp_path, loss=loss, eval_data=None)
+  assert run_state.latest_step(tmp_path) == 2
+
+
+def test_a_damaged_checkpoint_is_named(corpus, whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  state = tmp_path / 'run/checkpoints/6/state'
+  for file in state.rglob('d/*'):
+    file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(ValueError, match='checkpoints/6 is damaged'):
+    run(corpus, tmp_path / 'run', num_steps=8)
+  shutil.rmtree(state.parent)
+  assert int(run(corpus, tmp_path / 'run').step) == 6
+
+
+def test_a_source_without_a_step_must_be_given_one(corpus, tmp_path):
+  source = GOLDEN / 'hf_t5_v1_1'
+  model = t5.T5(t5.T5Config(**checkpoints.read(source).metadata['model']))
+  start = lambda init: initialize.from_checkpoint(  # noqa: E731
+    init, model, losses.seq2seq, optim.adafactor(0.1), BATCH, 0
+  )
+  with pytest.raises(ValueError, match='does not record its step'):
+    start(initialize.InitFrom(str(source)))
+  state, receipt = start(initialize.InitFrom(str(source), step=500))
+  assert int(state.step) == int(state.opt_state.count) == receipt['step'] == 500
+
+
+def test_another_optimizers_run_is_a_source_too(corpus, tmp_path):
+  model = small_model(corpus, sparse=False)
+  run(corpus, tmp_path, model=model, optimizer=optim.adamw(1e-3), num_steps=2)
+  source = checkpoints.read(tmp_path)
+  assert source.step == 2 and source.opt_state is None
 
 
 @pytest.mark.parametrize(

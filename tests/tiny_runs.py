@@ -58,6 +58,7 @@ def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
   else:
     lines += [
       f"CORPUS = '{paths['corpus']}'",
+      f'VOCAB_SIZE = {sizes["vocab_size"]}',
       'text.span_corruption.inputs_length = 16',
       'text.span_corruption.batch_size = 4',
     ]

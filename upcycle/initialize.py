@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upcycle import checkpoints, evaluate, losses, optim, surgery, trees
+from upcycle import (
+  checkpoints,
+  evaluate,
+  losses,
+  optim,
+  results,
+  surgery,
+  trees,
+)
 from upcycle import expert_init as inits
 from upcycle.checkpoints import state as run_state
 
@@ -36,15 +44,17 @@ class InitFrom:
     expert_init: from a dense MLP's parameter to all experts' ones.
     optimizer_state: 'fresh', or 'expand': the source's, where each expert has
       a copy of its MLP's statistics.
-    reset_step: start at step 0 instead of going on from the source's step.
+    step: the step to go on from; None: the source's, which it must record.
   """
 
   path: str
   expert_init: surgery.ExpertInit = inits.copy
   optimizer_state: str = 'fresh'
-  reset_step: bool = False
+  step: int | None = None
 
   def __post_init__(self):
+    if '://' not in self.path and not Path(self.path).expanduser().exists():
+      raise FileNotFoundError(f'There is no checkpoint at {self.path}.')
     if self.optimizer_state not in ('fresh', 'expand'):
       raise ValueError(
         f"optimizer_state is 'fresh' or 'expand', not {self.optimizer_state!r}."
@@ -115,25 +125,28 @@ def from_checkpoint(
       state to expand; all offenders are listed.
   """
   source = checkpoints.read(init.path)
-  params = upcycled(source, model, seed, init.expert_init)
-  if init.optimizer_state == 'expand' and source.opt_state is None:
+  expand = init.optimizer_state == 'expand'
+  if expand and source.opt_state is None:
     raise ValueError(
-      f'{init.path} has no optimizer state to expand; use '
+      f'{init.path} has no Adafactor state to expand; use '
       "optimizer_state = 'fresh'."
     )
-  params = _on_device(params)
+  step = source.step if init.step is None else init.step
+  if not step and init.step is None:
+    raise ValueError(
+      f'{init.path} does not record its step, from which the learning rate '
+      'goes on: give InitFrom.step (0 to start the schedule anew).'
+    )
+  params = _on_device(upcycled(source, model, seed, init.expert_init))
   opt_state = jax.jit(optimizer.init)(params)
-  expand = init.optimizer_state == 'expand'
   if expand:
     opt_state = _expand(source.opt_state, opt_state)
-  step = 0 if init.reset_step else source.step
   # Adam corrects the bias of fresh moments by a count of its own.
   opt_state = optim.with_step(opt_state, step, keep_adam=not expand)
   receipt = {
-    'source': {**source.metadata, 'step': source.step},
+    **_receipt(source, params, init.expert_init, seed),
     'step': step,
     'optimizer_state': init.optimizer_state,
-    **surgery.receipt(source.params, params),
     'step_0': _first_losses(model, loss, source.params, params, batch),
   }
   return TrainState(jnp.int32(step), params, opt_state), receipt
@@ -166,26 +179,38 @@ def convert(
     The receipt, which is also written to output/receipt.json.
 
   Raises:
-    ValueError: the checkpoint does not fit, or no such format.
+    ValueError: the checkpoint does not fit, no such format, or the output
+      holds a run or a conversion already.
   """
   if format not in ('t5x', 'orbax'):
     raise ValueError(f"format is 't5x' or 'orbax', not {format!r}.")
+  receipt_file = Path(output) / 'receipt.json'
+  if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
+    raise ValueError(f'{output} holds a run or a conversion: take another.')
   source = checkpoints.read(dense)
   params = upcycled(source, model, seed, expert_init)
+  receipt = _receipt(source, params, expert_init, seed)
   if format == 't5x':
     checkpoints.t5x.write(
       output, params, source.step, compression=compression, progress=progress
     )
   else:
-    with run_state.manager(output) as saved:
-      state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
+    state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
+    with run_state.manager(output, keep=None) as saved:
       run_state.save(saved, source.step, state, {}, {})
-  receipt = {
+  results.write_text(receipt_file, json.dumps(receipt, indent=2))
+  return receipt
+
+
+def _receipt(
+  source: checkpoints.Checkpoint, params: Any, expert_init: Any, seed: int
+) -> dict[str, Any]:
+  return {
     'source': {**source.metadata, 'step': source.step},
+    'expert_init': getattr(expert_init, '__name__', repr(expert_init)),
+    'seed': seed,
     **surgery.receipt(source.params, params),
   }
-  (Path(output) / 'receipt.json').write_text(json.dumps(receipt, indent=2))
-  return receipt
 
 
 def _on_device(tree: Any) -> Any:
@@ -195,6 +220,8 @@ def _on_device(tree: Any) -> Any:
 
 def _expand(source: trees.Tree, state: Any) -> Any:
   """The optimizer state with the source's slots, one copy an expert."""
+  if not isinstance(state, optim.AdafactorState):
+    raise ValueError("Only Adafactor's state can be expanded.")
   zeros = jax.tree.map(jnp.zeros_like, state.slots)
   slots = surgery.upcycle(
     source, state.slots, key=jax.random.key(0), fresh=zeros

@@ -236,6 +236,8 @@ def _fill(
   `served` holds the expert asked for at each turn; E asks for none.
   """
   G, N = served.shape
+  if (E + 1) * N >= 2**31:
+    raise ValueError(f'{E} experts of {N} choices a group: use smaller groups.')
   # One sort of a single integer key lists each expert's turns in order: far
   # cheaper than running counts over a one-hot [N, E].
   keys = jnp.sort(served * N + jnp.arange(N), axis=-1)
@@ -270,7 +272,9 @@ def _renormalize(
 ) -> Float[Array, 'G E C']:
   total = _sum_by_token(weight, token, S)[:, None]
   total = jnp.take_along_axis(total, token, axis=2, mode='fill', fill_value=1)
-  return weight / total
+  # Weights so small come from experts that nobody wants: dividing by them
+  # would overflow, in the gradient first. Such tokens count as unrouted.
+  return jnp.where(total > 1e-9, weight / jnp.maximum(total, 1e-9), 0)
 
 
 def _metrics(

@@ -125,10 +125,12 @@ def upcycle(
       return init(inits.fold_in(key, path), shape, dtype)
 
     def build(leaf: Any) -> Any:
+      # Before the copies are made: those of a view would be real ones.
+      leaf = leaf if leaf.dtype == dtype else leaf.astype(dtype)
       if origin.kind == 'expert':
         layer_key = inits.fold_in(key, origin.layer)
         leaf = expert_init(layer_key, origin.name, leaf, shape[0])
-      return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+      return leaf
 
     leaf = have[origin.source]
     if isinstance(leaf, trees.LazyArray):

@@ -151,9 +151,17 @@ def train(
     ValueError: model_dir holds another run, or something does not fit.
     FloatingPointError: a loss was not finite; the checkpoints before stay.
   """
-  folder, text = Path(model_dir), config()
-  _check_folder(folder, text)
-  batches, batch = iter(train_data), next(iter(train_data))
+  folder = Path(model_dir)
+  _check_folder(folder, config())
+  intervals = log_every, eval_every, checkpoint_every
+  if min(num_steps, microbatches, *intervals) < 1:
+    raise ValueError(
+      f'num_steps {num_steps}, microbatches {microbatches} and the steps '
+      f'between logs, evaluations and checkpoints {intervals} are at least 1.'
+    )
+  batches = iter(train_data)
+  beginning, batch = batches.get_state(), next(batches)
+  batches.set_state(beginning)
   start = functools.partial(initialize.from_scratch, model, optimizer, seed)
   receipt, run = None, None
   # (1) The newest own checkpoint.
@@ -178,10 +186,13 @@ def train(
   step_fn = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
   eval_step = evaluate.make_eval_step(model, loss)
   tokens = losses.count_tokens(batch)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / CONFIG).write_text(text)
+  # By now all that is configured has been called, and is in the config.
+  text = config()
+  _check_folder(folder, text)
+  results.write_text(folder / CONFIG, text)
   if receipt is not None:
-    (folder / 'receipt.json').write_text(json.dumps(receipt, indent=2))
+    text = json.dumps(receipt, indent=2)
+    results.write_text(folder / 'receipt.json', text)
 
   with (
     run_state.manager(folder, keep_checkpoints) as saved,
@@ -199,7 +210,7 @@ def train(
 
     if not resumed:
       evaluate_now()
-    previous = None
+    previous, since = None, (step, run['seconds'])
     while step < end:
       began = time.perf_counter()
       state, metrics = step_fn(state, next(batches))
@@ -207,21 +218,24 @@ def train(
       # One step behind, so that the devices are never idle.
       if previous is not None:
         _check_finite(previous, step - 1, saved)
-      previous = metrics['total']
+      # A gradient can overflow where the loss does not.
+      previous = metrics['total'] + metrics['gradient_norm']
       last = step == end
       log = last or step % log_every == 0
       evaluation = last or step % eval_every == 0
       checkpoint = last or step % checkpoint_every == 0
       if log or evaluation or checkpoint:
         _check_finite(previous, step, saved)
-      seconds = time.perf_counter() - began
-      run['seconds'] += seconds
-      rate = {'tokens_per_second': tokens / seconds}
+      run['seconds'] += time.perf_counter() - began
       if log:
-        layers = metrics.pop('layers')
-        values = jax.device_get(metrics | layers)
-        writer.write(step, 'train', values | rate | {'seconds': run['seconds']})
-      progress.update(step, loss=previous, **rate)
+        steps, seconds = step - since[0], run['seconds'] - since[1]
+        since = step, run['seconds']
+        rate = {'tokens_per_second': tokens * steps / seconds}
+        values = jax.device_get(metrics | metrics.pop('layers'))
+        values |= rate | {'seconds': run['seconds']}
+        writer.write(step, 'train', values)
+        progress.update(step, loss=values['loss'], **rate)
+      progress.update(step)
       if evaluation:
         evaluate_now()
       if checkpoint:
@@ -229,17 +243,22 @@ def train(
   return state
 
 
-def _check_finite(total: jax.Array, step: int, saved: Any) -> None:
-  """Waits for a step's objective, and stops the run if it is not finite."""
-  if not np.isfinite(total):
+def _check_finite(value: jax.Array, step: int, saved: Any) -> None:
+  """Waits for a step's number, and stops the run if it is not finite."""
+  if not np.isfinite(value):
     raise FloatingPointError(
-      f'The loss of step {step} is {total}: stopped. The newest checkpoint is '
-      f'of step {saved.latest_step()}; try a smaller learning rate from there.'
+      f'The loss or gradient of step {step} is not finite: stopped. The newest '
+      f'checkpoint is of step {saved.latest_step()}; try a smaller learning '
+      'rate from there.'
     )
 
 
 def _check_folder(folder: Path, text: str) -> None:
   """Refuses a folder that is not this run's, before anything is written."""
+  if '://' in str(folder) or ':/' in str(folder):
+    raise ValueError(f'MODEL_DIR is a local folder, not {folder}.')
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f'MODEL_DIR {folder} is a file.')
   if not folder.exists() or not any(folder.iterdir()):
     return
   if not (folder / CONFIG).exists():
@@ -248,8 +267,11 @@ def _check_folder(folder: Path, text: str) -> None:
       'Give another MODEL_DIR.'
     )
   old, new = (_settings(t) for t in ((folder / CONFIG).read_text(), text))
-  changed = sorted(old ^ new)
+  # `new` may lack what has not been called yet.
+  changed = sorted(new - old)
   if changed:
+    names = {line.split(' = ')[0] for line in changed}
+    changed += sorted(x for x in old if x.split(' = ')[0] in names)
     raise ValueError(
       f'{folder} holds a run with other settings:\n  '
       + '\n  '.join(('- ' if c in old else '+ ') + c for c in changed)

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-T = TypeVar('T')
 Tree = Mapping[str, Any]
-Rules = Iterable[tuple[str, T]]
+Rules = Iterable[tuple[str, str]]
 
 
 def flatten(tree: Tree, prefix: str = '') -> dict[str, Any]:
@@ -51,23 +50,7 @@ def unflatten(flat: Tree) -> dict[str, Any]:
   return tree
 
 
-def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> dict:
-  """Maps fn(path, leaf, *leaves of rest) over nested dicts of equal paths."""
-  flats = [flatten(t) for t in rest]
-  return unflatten(
-    {p: fn(p, x, *(f[p] for f in flats)) for p, x in flatten(tree).items()}
-  )
-
-
-def first_match(path: str, rules: Rules[T], default: T | None = None) -> T:
-  """The value of the first rule whose regex matches the whole path."""
-  for pattern, value in rules:
-    if re.fullmatch(pattern, path):
-      return value
-  return default
-
-
-def rename(path: str, rules: Rules[str]) -> str | None:
+def rename(path: str, rules: Rules) -> str | None:
   """The path under the first matching (regex, template) rule, or None."""
   for pattern, template in rules:
     match = re.fullmatch(pattern, path)

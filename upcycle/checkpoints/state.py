@@ -5,12 +5,16 @@ A checkpoint has three items: `state` (step, params, opt_state), `data` (where
 the input iterator stands) and `run` (what else a resumed run goes on from).
 """
 
+from collections.abc import Iterator
+import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from upcycle import trees
 from upcycle.checkpoints.arrays import Checkpoint
@@ -36,7 +40,7 @@ def save(
   checkpoints: Any, step: int, state: Any, data: dict, run: dict
 ) -> None:
   """Saves in the background; a checkpoint appears once it is whole."""
-  checkpoints.save(
+  saved = checkpoints.save(
     step,
     args=ocp.args.Composite(
       state=ocp.args.StandardSave(state),
@@ -44,6 +48,10 @@ def save(
       run=ocp.args.JsonSave(run),
     ),
   )
+  if not saved:
+    raise ValueError(
+      f'{checkpoints.directory} was not given step {step}: it has a newer one.'
+    )
 
 
 def latest_step(model_dir: str | Path) -> int | None:
@@ -67,19 +75,18 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
     saved = _saved_tree(_folder(model_dir, step))
     what = f'{model_dir}, checkpoint of step {step}'
     trees.check(_by_path(abstract), _by_path(saved), what)
-    items = checkpoints.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        data=ocp.args.JsonRestore(),
-        run=ocp.args.JsonRestore(),
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract),
+      data=ocp.args.JsonRestore(),
+      run=ocp.args.JsonRestore(),
     )
-  return items.state, items.data, items.run
+    with _whole(_folder(model_dir, step)):
+      items = checkpoints.restore(step, args=args)
+      return items.state, items.data, items.run
 
 
 def read(path: str | Path) -> Checkpoint:
-  """The parameters and Adafactor slots of a run's newest checkpoint.
+  """The parameters and Adafactor slots of a run's newest checkpoint, lazily.
 
   Args:
     path: a run's folder, or one step's folder of it.
@@ -95,19 +102,28 @@ def read(path: str | Path) -> Checkpoint:
   if step is None:
     raise ValueError(f'{path} is a run without a checkpoint.')
   folder = _folder(run, step)
-  as_numpy = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _saved_tree(folder)
-  )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    state = checkpointer.restore(
-      folder, ocp.args.PyTreeRestore(restore_args=as_numpy)
-    )
+  saved = _saved_tree(folder)
+  lazy = functools.partial(jax.tree.map, functools.partial(_lazy, folder))
+  slots = saved['opt_state']
+  slots = slots.get('slots') if isinstance(slots, dict) else None
   return Checkpoint(
-    params=state['params'],
+    params=lazy(saved['params']),
     step=step,
-    opt_state=state['opt_state'].get('slots'),
+    opt_state=lazy(slots) if slots else None,
     metadata={'format': 'upcycle', 'path': str(path)},
   )
+
+
+def _lazy(folder: Path, leaf: Any) -> trees.LazyArray:
+  """One array of a saved state, which Orbax keeps as zarr in an OCDBT store."""
+  store = {'driver': 'ocdbt', 'base': f'file://{folder}', 'path': leaf.name}
+  spec = {'driver': 'zarr', 'kvstore': store}
+
+  def read() -> np.ndarray:
+    with _whole(folder):
+      return ts.open(spec, open=True).result().read().result()
+
+  return trees.LazyArray(tuple(leaf.shape), np.dtype(leaf.dtype), read)
 
 
 def _folder(model_dir: str | Path, step: int) -> Path:
@@ -116,8 +132,24 @@ def _folder(model_dir: str | Path, step: int) -> Path:
 
 def _saved_tree(folder: Path) -> Any:
   """Shapes and dtypes of a saved state."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with (
+    _whole(folder),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+  ):
     return checkpointer.metadata(folder).item_metadata.tree
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+  """Says of what Orbax cannot read that it is damaged, and what to do."""
+  try:
+    yield
+  except Exception as error:  # Orbax raises all kinds of errors.
+    raise ValueError(
+      f'The checkpoint {folder.parent} is damaged '
+      f'({type(error).__name__}: {str(error)[:200]}). Remove that folder: a '
+      'run goes on from the checkpoint before it, if there is one.'
+    ) from error
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Attention(nn.Module):
     self,
     queries: Float[Array, 'B Q M'],
     keys: Float[Array, 'B K M'],
-    bias: Float[Array, '#B #H #Q K'],
+    allowed: Bool[Array, 'B Q K'],
+    bias: Float[Array, '1 H Q K'] | None = None,
     deterministic: bool = True,
   ) -> Float[Array, 'B Q M']:
     inner = self.num_heads * self.head_dim
@@ -124,7 +125,11 @@ class Attention(nn.Module):
     q = project('query', queries, _scaled(fan_in_normal, self.head_dim**-0.5))
     k = project('key', keys, fan_in_normal)
     v = project('value', keys, fan_in_normal)
-    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k).astype(jnp.float32) + bias
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k).astype(jnp.float32)
+    if bias is not None:
+      logits = logits + bias
+    # Added here, where it fuses: [B, H, Q, K] is never kept for all layers.
+    logits = logits + attention_bias(allowed)
     weights = nn.softmax(logits).astype(self.dtype)
     weights = dropout(self.dropout_rate, deterministic)(weights)
     y = jnp.einsum('bhqk,bkhd->bqhd', weights, v)

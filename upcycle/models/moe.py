@@ -7,6 +7,7 @@ leave by `sow`: the collections `losses` (already weighted) and `metrics`.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -69,6 +70,19 @@ class MoeConfig:
       if factor is not None and factor <= 0:
         raise ValueError(f'A capacity factor of {factor} gives no slots.')
 
+  def capacity(self, S: int, deterministic: bool = False) -> int:
+    """Slots of an expert in a group of S tokens."""
+    factor = self.capacity_factor
+    if deterministic and self.eval_capacity_factor is not None:
+      factor = self.eval_capacity_factor
+    return routing.capacity(
+      S,
+      self.num_experts,
+      factor,
+      minimum=self.min_capacity,
+      multiple_of=self.capacity_multiple_of,
+    )
+
 
 def every_other(num_layers: int) -> tuple[int, ...]:
   """Every second layer, from the second on: the paper's choice for T5."""
@@ -122,7 +136,10 @@ def sparse_layers(
   }
 
 
-def expected_scale(config: MoeConfig, width: int, tokens: int = 4096) -> float:
+@functools.cache
+def expected_scale(
+  config: MoeConfig, width: int, *, causal: bool = False, tokens: int = 4096
+) -> float:
   """Mean over tokens of summed combine weights that a fresh router gives.
 
   For inputs of unit RMS, by simulation: logits are then normal with standard
@@ -132,8 +149,8 @@ def expected_scale(config: MoeConfig, width: int, tokens: int = 4096) -> float:
   E, S = config.num_experts, min(tokens, config.group_size)
   std = config.router_std * width**0.5
   logits = std * jax.random.normal(jax.random.key(0), (1, S, E))
-  slots = routing.capacity(S, E, config.capacity_factor)
-  return float(config.router(logits, slots).metrics['scale'])
+  routed = config.router(logits, config.capacity(S), causal=causal)
+  return float(routed.metrics['scale'])
 
 
 def group_shape(tokens: int, config: MoeConfig) -> tuple[int, int]:
@@ -157,11 +174,13 @@ class RouterWeights(nn.Module):
       return RouterWeights(tuple(inner), self.num_experts, self.std, name=name)(
         x
       )
-    # float32 always: rounded probabilities change which tokens are chosen.
+    # float32 always, on TPU too, where the default precision is bfloat16's:
+    # rounded probabilities change which tokens are chosen.
     return nn.Dense(
       self.num_experts,
       use_bias=False,
       dtype=jnp.float32,
+      precision='highest',
       kernel_init=nn.initializers.normal(self.std),
       name=name,
     )(x)
@@ -214,16 +233,8 @@ class MoeLayer(nn.Module):
     deterministic: bool,
   ) -> routing.Routing:
     config = self.config
-    factor = config.capacity_factor
-    if deterministic and config.eval_capacity_factor is not None:
-      factor = config.eval_capacity_factor
-    capacity = routing.capacity(
-      *logits.shape[1:],
-      factor,
-      minimum=config.min_capacity,
-      multiple_of=config.capacity_multiple_of,
-    )
-    routed = config.router(logits, capacity, mask=mask, causal=self.causal)
+    slots = config.capacity(logits.shape[1], deterministic)
+    routed = config.router(logits, slots, mask=mask, causal=self.causal)
     for name, weight in config.aux_weights:
       if name not in routed.aux:
         raise ValueError(

@@ -32,9 +32,10 @@ class Layer(nn.Module):
     x: Float[Array, 'B L M'],
     valid: Bool[Array, 'B L'],
     real: Bool[Array, 'B L'],
-    bias: Float[Array, '#B H L L'],
+    allowed: Bool[Array, 'B L L'],
+    bias: Float[Array, '1 H L L'],
     encoded: Float[Array, 'B K M'] | None,
-    cross_bias: Float[Array, '#B 1 L K'] | None,
+    cross_allowed: Bool[Array, 'B L K'] | None,
     deterministic: bool,
   ) -> Float[Array, 'B L M']:
     """Self-attention, cross-attention in the decoder, MLP.
@@ -43,9 +44,10 @@ class Layer(nn.Module):
       x: the residual stream.
       valid: positions whose normed inputs are kept, others become 0.
       real: positions that an MoE layer routes.
-      bias: of the self-attention, masks included.
+      allowed: which positions attend to which.
+      bias: of their relative positions.
       encoded: the encoder's output.
-      cross_bias: of the cross-attention.
+      cross_allowed: which positions attend to which of the encoder's.
       deterministic: no dropout.
     """
     config = self.config
@@ -54,7 +56,7 @@ class Layer(nn.Module):
       x = layers.RMSNorm(dtype=config.dtype, name=name)(x)
       return x * valid[..., None].astype(x.dtype)
 
-    def attend(name: str, q: Array, k: Array, bias: Array) -> Array:
+    def attend(name: str, q: Array, k: Array, *mask_and_bias) -> Array:
       attention = layers.Attention(
         config.num_heads,
         config.head_dim,
@@ -62,15 +64,15 @@ class Layer(nn.Module):
         config.dtype,
         name=name,
       )
-      return attention(q, k, bias, deterministic)
+      return attention(q, k, *mask_and_bias, deterministic=deterministic)
 
     drop = layers.dropout(config.dropout_rate, deterministic)
     kind = 'self_attention' if self.causal else 'attention'
     y = norm(f'pre_{kind}_layer_norm', x)
-    x = x + drop(attend(kind, y, y, bias))
+    x = x + drop(attend(kind, y, y, allowed, bias))
     if self.causal:
       y = norm('pre_cross_attention_layer_norm', x)
-      y = attend('encoder_decoder_attention', y, encoded, cross_bias)
+      y = attend('encoder_decoder_attention', y, encoded, cross_allowed)
       x = x + drop(y)
     y = norm('pre_mlp_layer_norm', x)
     return x + drop(self.mlp(name='mlp')(y, real, deterministic))
@@ -100,15 +102,11 @@ class Stack(nn.Module):
     bias = layers.RelativePositionBias(
       config.num_heads, bidirectional=not self.causal, name='relpos_bias'
     )(L, L)
-    bias = bias + layers.attention_bias(allowed)
-    cross_bias = None
-    if self.causal:
-      cross_bias = layers.attention_bias(cross_allowed)
-    layer = nn.remat(Layer, static_argnums=(7,)) if config.remat else Layer
+    layer = nn.remat(Layer, static_argnums=(8,)) if config.remat else Layer
     x = drop(x)
     for i in range(self.num_layers):
       x = layer(config, self._mlp(i), self.causal, name=f'layers_{i}')(
-        x, valid, real, bias, encoded, cross_bias, deterministic
+        x, valid, real, allowed, bias, encoded, cross_allowed, deterministic
       )
     name = 'decoder_norm' if self.causal else 'encoder_norm'
     x = drop(layers.RMSNorm(dtype=config.dtype, name=name)(x))
@@ -238,7 +236,9 @@ class T5(nn.Module):
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
     return {
-      f'{stack}/layers_{i}/mlp': moe.expected_scale(sparse, self.config.emb_dim)
+      f'{stack}/layers_{i}/mlp': moe.expected_scale(
+        sparse, self.config.emb_dim, causal=stack == 'decoder'
+      )
       for stack in ('encoder', 'decoder')
       for i, sparse in self.config.sparse_layers(stack).items()
     }

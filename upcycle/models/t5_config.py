@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from upcycle.models import moe
+from upcycle.models import layers, moe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,12 @@ class T5Config:
 
   def __post_init__(self):
     object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
+    unknown = set(self.mlp_activations) - layers.ACTIVATIONS.keys()
+    if unknown:
+      raise ValueError(
+        f'There are no activations {sorted(unknown)}; there are '
+        f'{sorted(layers.ACTIVATIONS)}.'
+      )
     self.sparse_layers('encoder')
     self.sparse_layers('decoder')
 

@@ -2,7 +2,7 @@
 """What a run writes down, reading it again, statistics and figures."""
 
 from upcycle.results.figures import STYLE, comparison_figure, save
-from upcycle.results.metrics import Writer, curve, interval, read
+from upcycle.results.metrics import Writer, curve, interval, read, write_text
 from upcycle.results.progress import Progress
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
   'interval',
   'read',
   'save',
+  'write_text',
 ]

@@ -83,6 +83,17 @@ class Writer:
       self._board.add_image(f'{split}/{name}', image, step, dataformats='HWC')
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a file as a whole or not at all; leaves an equal one alone."""
+  path = Path(path)
+  if path.exists() and path.read_text() == text:
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = path.with_name(f'.{path.name}.new')
+  new.write_text(text)
+  new.replace(path)
+
+
 def _plain(value: Any) -> float | int | list | None:
   """Numbers and lists as JSON has them; float32 in its shortest digits."""
   array = np.asarray(value)
