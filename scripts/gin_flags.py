@@ -71,14 +71,14 @@ def _check_used(bindings: list[str]) -> None:
   """Refuses macros and scopes that nothing refers to: gin takes them."""
   config = gin.config_str()
   names = [binding.split('=')[0].strip() for binding in bindings]
-  unused = [n for n in names if '.' not in n and f'%{n}' not in config]
+  macros = set(re.findall(r'%(\w+)', config))
+  unused = [n for n in names if '.' not in n and n not in macros]
   scopes = [n for n in names if '/' in n]
   unused += [n for n in scopes if f'@{n.rsplit("/", 1)[0]}/' not in config]
   if unused:
-    macros = sorted(set(re.findall(r'%(\w+)', config)))
     raise ValueError(
       f'Nothing in the gin files uses {", ".join(unused)}. Their macros are '
-      f'{", ".join(macros)}.'
+      f'{", ".join(sorted(macros))}.'
     )
 
 

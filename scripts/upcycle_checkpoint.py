@@ -20,9 +20,9 @@ def main() -> None:
     format=("'t5x', or 'orbax': this project's own", 't5x'),
     compression=('of T5X arrays: none (fastest), gzip, zstd, blosc', 'none'),
   )
-  from upcycle import expert_init, initialize, train
+  from upcycle import convert, expert_init, initialize, train
 
-  receipt = initialize.convert(
+  receipt = convert.convert(
     gin_flags.bound(train.train, 'model'),
     args.dense,
     args.output,

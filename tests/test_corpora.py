@@ -337,6 +337,6 @@ def test_without_npm_the_pip_mix_is_used_and_said(tiny, tmp_path, monkeypatch):
 def test_bad_choices(tmp_path):
   with pytest.raises(ValueError, match=r"no mix 'web'; there are \['default'"):
     run(tmp_path, mix='web')
-  with pytest.raises(ValueError, match=r"no vocabulary 'bert'; there are"):
+  with pytest.raises(ValueError, match=r"no vocabulary 'bert': it is 'small'"):
     run(tmp_path, mix='pip', vocabulary='bert')
   assert not os.listdir(tmp_path)

@@ -33,6 +33,15 @@ IMPORTS = {
   'evaluate': {'losses'},
   'decode': {'losses'},
   'distill': {'losses'},
+  'receipt': {'checkpoints', 'evaluate', 'losses', 'surgery', 'trees'},
+  'convert': {
+    'checkpoints',
+    'expert_init',
+    'initialize',
+    'receipt',
+    'results',
+    'surgery',
+  },
   'initialize': {
     'checkpoints',
     'evaluate',
@@ -40,6 +49,7 @@ IMPORTS = {
     'losses',
     'optim',
     'partition',
+    'receipt',
     'surgery',
     'trees',
   },

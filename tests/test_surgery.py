@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import GOLDEN, golden
 from tests.test_t5 import SPARSE, TINY
-from upcycle import checkpoints, initialize, surgery, trees
+from upcycle import checkpoints, convert, initialize, surgery, trees
 from upcycle.models import t5
 
 DENSE_CHECKPOINT = GOLDEN / 't5x_tiny_dense_checkpoint'
@@ -141,7 +141,7 @@ def test_receipt_tells_where_every_parameter_came_from():
 @pytest.mark.parametrize('fmt', ['t5x', 'orbax'])
 def test_convert_writes_what_can_be_read(fmt, tmp_path):
   model = t5.T5(SPARSE)
-  initialize.convert(model, str(DENSE_CHECKPOINT), tmp_path, format=fmt)
+  convert.convert(model, str(DENSE_CHECKPOINT), tmp_path, format=fmt)
   back = checkpoints.read(tmp_path)
   assert back.step == 1000
   expected = trees.flatten(upcycled())

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +13,13 @@ import optax
 
 from upcycle import (
   checkpoints,
-  evaluate,
   losses,
   optim,
-  results,
+  receipt,
   surgery,
   trees,
 )
 from upcycle import expert_init as inits
-from upcycle.checkpoints import state as run_state
 
 Loss = Callable[..., losses.Sums]
 
@@ -125,6 +122,7 @@ def from_checkpoint(
       state to expand; all offenders are listed.
   """
   source = checkpoints.read(init.path)
+  surgery.origins(source.params, param_shapes(model))
   expand = init.optimizer_state == 'expand'
   if expand and source.opt_state is None:
     raise ValueError(
@@ -143,74 +141,15 @@ def from_checkpoint(
     opt_state = _expand(source.opt_state, opt_state)
   # Adam corrects the bias of fresh moments by a count of its own.
   opt_state = optim.with_step(opt_state, step, keep_adam=not expand)
-  receipt = {
-    **_receipt(source, params, init.expert_init, seed),
+  made_of = {
+    **receipt.of_surgery(source, params, init.expert_init, seed),
     'step': step,
     'optimizer_state': init.optimizer_state,
-    'step_0': _first_losses(model, loss, source.params, params, batch),
+    'step_0': receipt.first_losses(
+      model, loss, source.params, params, batch, param_shapes
+    ),
   }
-  return TrainState(jnp.int32(step), params, opt_state), receipt
-
-
-def convert(
-  model: Any,
-  dense: str,
-  output: str | Path,
-  *,
-  format: str = 't5x',
-  compression: str | None = None,
-  expert_init: surgery.ExpertInit = inits.copy,
-  seed: int = 0,
-  progress: Callable[[str, int], None] | None = None,
-) -> dict[str, Any]:
-  """Writes the upcycled form of a checkpoint, one parameter at a time.
-
-  Args:
-    model: the sparse model.
-    dense: of any format that `checkpoints.read` knows.
-    output: a folder; `checkpoint_<step>` is written into it.
-    format: 't5x', or 'orbax' for this project's own, which is held in memory.
-    compression: of T5X's arrays; None is the fastest.
-    expert_init: from a dense MLP's parameter to all experts' ones.
-    seed: of what is drawn.
-    progress: is told the name and bytes of each parameter written (T5X).
-
-  Returns:
-    The receipt, which is also written to output/receipt.json.
-
-  Raises:
-    ValueError: the checkpoint does not fit, no such format, or the output
-      holds a run or a conversion already.
-  """
-  if format not in ('t5x', 'orbax'):
-    raise ValueError(f"format is 't5x' or 'orbax', not {format!r}.")
-  receipt_file = Path(output) / 'receipt.json'
-  if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
-    raise ValueError(f'{output} holds a run or a conversion: take another.')
-  source = checkpoints.read(dense)
-  params = upcycled(source, model, seed, expert_init)
-  receipt = _receipt(source, params, expert_init, seed)
-  if format == 't5x':
-    checkpoints.t5x.write(
-      output, params, source.step, compression=compression, progress=progress
-    )
-  else:
-    state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
-    with run_state.manager(output, keep=None) as saved:
-      run_state.save(saved, source.step, state, {}, {})
-  results.write_text(receipt_file, json.dumps(receipt, indent=2))
-  return receipt
-
-
-def _receipt(
-  source: checkpoints.Checkpoint, params: Any, expert_init: Any, seed: int
-) -> dict[str, Any]:
-  return {
-    'source': {**source.metadata, 'step': source.step},
-    'expert_init': getattr(expert_init, '__name__', repr(expert_init)),
-    'seed': seed,
-    **surgery.receipt(source.params, params),
-  }
+  return TrainState(jnp.int32(step), params, opt_state), made_of
 
 
 def _on_device(tree: Any) -> Any:
@@ -227,53 +166,3 @@ def _expand(source: trees.Tree, state: Any) -> Any:
     source, state.slots, key=jax.random.key(0), fresh=zeros
   )
   return state._replace(slots=_on_device(slots))
-
-
-def _first_losses(
-  model: Any, loss: Loss, source: Any, params: Any, batch: Any
-) -> dict[str, Any]:
-  """Losses on one batch before and after surgery, and what lies between.
-
-  Without renormalisation an upcycled layer returns its dense MLP's output
-  times the sum of a token's combine weights, its scale. What the router's
-  initialisation lets expect stands beside what the batch shows.
-  """
-  values: dict[str, Any] = {'loss': _mean_loss(model, loss, params, batch)}
-  expected = model.expected_scales()
-  if not expected:
-    return values
-  measured = _metrics(model, loss, params, batch)
-  values['scale'] = {
-    path: {'expected': scale, 'measured': float(measured[f'{path}/scale'])}
-    for path, scale in expected.items()
-  }
-  dense = model.dense()
-  if not trees.diff(param_shapes(dense), source):
-    before = _on_device(source)
-    values['dense_loss'] = _mean_loss(dense, loss, before, batch)
-  return values
-
-
-def _metrics(model: Any, loss: Loss, params: Any, batch: Any) -> Any:
-  """What the MoE layers sow on a batch, as in evaluation."""
-
-  @jax.jit
-  def run(params, batch):
-    sown = {}
-
-    def apply(**inputs):
-      logits, variables = model.apply(
-        {'params': params}, **inputs, deterministic=True, mutable=['metrics']
-      )
-      sown.update(variables)
-      return logits
-
-    loss(apply, batch)
-    return losses.sown(sown['metrics'])
-
-  return run(params, batch)
-
-
-def _mean_loss(model: Any, loss: Loss, params: Any, batch: Any) -> float:
-  step = evaluate.make_eval_step(model, loss)
-  return evaluate.evaluate(step, params, [batch])['loss']

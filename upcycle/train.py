@@ -162,6 +162,9 @@ def train(
   batches = iter(train_data)
   beginning, batch = batches.get_state(), next(batches)
   batches.set_state(beginning)
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  if rows % microbatches:
+    raise ValueError(f'{microbatches} microbatches do not divide {rows} rows.')
   start = functools.partial(initialize.from_scratch, model, optimizer, seed)
   receipt, run = None, None
   # (1) The newest own checkpoint.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nested dicts seen as flat dicts of 'a/b/c' paths, rules on the paths, diffs.
 
-A parameter tree is a nested dict of arrays, or of anything with a shape and a
-dtype. Renaming and matching are data: an ordered tuple of (regex, value) pairs
-of which the first that matches the whole path counts.
+A parameter tree is a nested dict of anything with a shape and a dtype. Renaming
+is data: (regex, template) pairs; the first that matches the whole path counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -100,11 +99,7 @@ def check(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyArray:
-  """An array that is read whenever it is used, and kept by nobody.
-
-  `np.asarray(leaf)` reads it. Work that holds one leaf at a time thus needs
-  the memory of one leaf, whatever the size of the model.
-  """
+  """An array that `np.asarray` reads at every use, and that nobody keeps."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -124,7 +119,6 @@ class LazyArray:
 
   @property
   def T(self) -> 'LazyArray':  # noqa: N802 (numpy's name)
-    """The transposed array, as lazy as this one."""
     return LazyArray(self.shape[::-1], self.dtype, lambda: self.read().T)
 
   def __array__(

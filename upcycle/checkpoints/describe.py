@@ -98,18 +98,15 @@ def differences(
     values: reads arrays of equal shape, one pair at a time, and gives the
       largest absolute difference where there is any.
   """
-  lines = _tree_differences(here.params, there.params, values)
+  lines = _differences(here.params, there.params, values)
   if here.opt_state is None or there.opt_state is None:
     return lines
-  slots = _tree_differences(here.opt_state, there.opt_state, values)
+  slots = _differences(here.opt_state, there.opt_state, values)
   return lines + [f'optimizer: {line}' for line in slots]
 
 
-def _tree_differences(
-  here: dict[str, Any], there: dict[str, Any], values: bool
-) -> list[str]:
-  a, b = trees.flatten(here), trees.flatten(there)
-  lines = []
+def _differences(here: trees.Tree, there: trees.Tree, values) -> list[str]:
+  a, b, lines = trees.flatten(here), trees.flatten(there), []
   for path in sorted(a.keys() | b.keys()):
     if path not in b:
       lines.append(f'only here:  {path} {trees.describe(a[path])}')

@@ -60,6 +60,10 @@ class MoeConfig:
   def __post_init__(self):
     counts = self.num_experts
     counts = counts if isinstance(counts, tuple) else (counts,)
+    if not all(isinstance(n, int) for n in counts):
+      raise ValueError(
+        f'num_experts is a number or a tuple of them, not {self.num_experts!r}.'
+      )
     numbers = (*counts, self.group_size, self.group_multiple)
     if min(numbers) < 1 or not 0 <= self.expert_dropout < 1:
       raise ValueError(

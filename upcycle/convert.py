@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Surgery alone: from a checkpoint's file to an upcycled one's."""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from upcycle import checkpoints, initialize, receipt, results, surgery
+from upcycle import expert_init as inits
+from upcycle.checkpoints import state as run_state
+
+
+def convert(
+  model: Any,
+  dense: str,
+  output: str | Path,
+  *,
+  format: str = 't5x',
+  compression: str | None = None,
+  expert_init: surgery.ExpertInit = inits.copy,
+  seed: int = 0,
+  progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+  """Writes the upcycled form of a checkpoint, one parameter at a time.
+
+  Args:
+    model: the sparse model.
+    dense: of any format that `checkpoints.read` knows.
+    output: a folder; `checkpoint_<step>` is written into it.
+    format: 't5x', or 'orbax' for this project's own, which is held in memory.
+    compression: of T5X's arrays; None is the fastest.
+    expert_init: from a dense MLP's parameter to all experts' ones.
+    seed: of what is drawn.
+    progress: is told the name and bytes of each parameter written (T5X).
+
+  Returns:
+    The receipt, which is also written to output/receipt.json.
+
+  Raises:
+    ValueError: the checkpoint does not fit, no such format, or the output
+      holds a run or a conversion already.
+  """
+  if format not in ('t5x', 'orbax'):
+    raise ValueError(f"format is 't5x' or 'orbax', not {format!r}.")
+  receipt_file = Path(output) / 'receipt.json'
+  if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
+    raise ValueError(f'{output} holds a run or a conversion: take another.')
+  source = checkpoints.read(dense)
+  params = initialize.upcycled(source, model, seed, expert_init)
+  written = receipt.of_surgery(source, params, expert_init, seed)
+  if format == 't5x':
+    checkpoints.t5x.write(
+      output, params, source.step, compression=compression, progress=progress
+    )
+  else:
+    state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
+    with run_state.manager(output, keep=None) as saved:
+      run_state.save(saved, source.step, state, {}, {})
+  results.write_text(receipt_file, json.dumps(written, indent=2))
+  return written
