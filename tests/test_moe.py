@@ -312,7 +312,10 @@ def test_refuses(make, message):
 
 @pytest.mark.parametrize(
   'function, layers_, expected',
-  [(moe.every_other, 6, (1, 3, 5)), (moe.last_half, 12, (6, 7, 8, 9, 10, 11))],
+  [
+    (moe.every_other, 6, (1, 3, 5)),
+    (functools.partial(moe.last_n, n=3), 12, (9, 10, 11)),
+  ],
 )
 def test_which_layers(function, layers_, expected):
   assert function(layers_) == expected

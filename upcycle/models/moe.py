@@ -93,9 +93,9 @@ def every_other(num_layers: int) -> tuple[int, ...]:
   return tuple(range(1, num_layers, 2))
 
 
-def last_half(num_layers: int) -> tuple[int, ...]:
-  """The last half of the layers: the paper's choice for ViT ablations."""
-  return tuple(range(num_layers - num_layers // 2, num_layers))
+def last_n(num_layers: int, n: int) -> tuple[int, ...]:
+  """The last n layers: the paper's choice in its ablations of ViT."""
+  return tuple(range(num_layers - n, num_layers))
 
 
 def sparse_layers(
