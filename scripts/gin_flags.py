@@ -16,7 +16,6 @@ ERRORS = (
   ImportError,
   OSError,
   RuntimeError,
-  SyntaxError,
   TypeError,
   ValueError,
 )
@@ -60,9 +59,15 @@ def parse(
   # Includes and relative data paths are those of the repository, wherever the
   # command is given.
   gin.add_config_file_search_path(str(ROOT))
-  gin.parse_config_files_and_bindings(
-    args.gin_file, bindings, finalize_config=complete
-  )
+  try:
+    gin.parse_config_files_and_bindings(
+      args.gin_file, bindings, finalize_config=complete
+    )
+  except SyntaxError as error:
+    raise ValueError(
+      f'A gin file or binding cannot be read: {error}. Strings keep their '
+      'quotes, as in --gin.MODEL_DIR="\'runs/a\'".'
+    ) from error
   _check_used(bindings)
   return args
 

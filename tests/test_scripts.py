@@ -94,7 +94,7 @@ def _logged(folder):
     ('NUM_EXPERT = 8', 'Nothing in the gin files uses NUM_EXPERT'),
     ('encodr/moe.MoeConfig.capacity_factor = 1.0', 'uses encodr/moe'),
     ('NUM_EXPERTS = [8, 16]', 'num_experts'),
-    ('MODEL_DIR = runs/a', 'runs/a'),
+    ('MODEL_DIR = runs/a', 'Strings keep their quotes'),
     ('train.train.microbatches = 3', 'microbatches'),
     ("DENSE_CHECKPOINT = '/nowhere'", 'There is no checkpoint at /nowhere'),
     (
