@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-Sums = dict[str, jax.Array]
+from upcycle.losses import Sums
 
 
 def make_eval_step(model: Any, loss: Callable[..., Sums]) -> Callable:

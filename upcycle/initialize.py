@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +49,6 @@ class InitFrom:
   step: int | None = None
 
   def __post_init__(self):
-    if '://' not in self.path and not Path(self.path).expanduser().exists():
-      raise FileNotFoundError(f'There is no checkpoint at {self.path}.')
     if self.optimizer_state not in ('fresh', 'expand'):
       raise ValueError(
         f"optimizer_state is 'fresh' or 'expand', not {self.optimizer_state!r}."

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from upcycle import checkpoints, evaluate, losses, surgery, trees
+from upcycle import checkpoints, losses, surgery, trees
 
 Loss = Callable[..., losses.Sums]
 
@@ -38,11 +38,11 @@ def first_losses(
   times the sum of a token's combine weights, its scale. What the router's
   initialisation lets expect stands beside what the batch shows.
   """
-  values: dict[str, Any] = {'loss': _mean_loss(model, loss, params, batch)}
+  mean, measured = _evaluate(model, loss, params, batch)
+  values: dict[str, Any] = {'loss': mean}
   expected = model.expected_scales()
   if not expected:
     return values
-  measured = _metrics(model, loss, params, batch)
   values['scale'] = {
     path: {'expected': scale, 'measured': float(measured[f'{path}/scale'])}
     for path, scale in expected.items()
@@ -50,12 +50,14 @@ def first_losses(
   dense = model.dense()
   if not trees.diff(dense_shapes(dense), source):
     before = jax.tree.map(np.asarray, source)
-    values['dense_loss'] = _mean_loss(dense, loss, before, batch)
+    values['dense_loss'], _ = _evaluate(dense, loss, before, batch)
   return values
 
 
-def _metrics(model: Any, loss: Loss, params: Any, batch: Any) -> Any:
-  """What the MoE layers sow on a batch, as in evaluation."""
+def _evaluate(
+  model: Any, loss: Loss, params: Any, batch: Any
+) -> tuple[float, dict[str, Any]]:
+  """The mean loss on a batch and what the MoE layers sow, in evaluation."""
 
   @jax.jit
   def run(params, batch):
@@ -68,12 +70,8 @@ def _metrics(model: Any, loss: Loss, params: Any, batch: Any) -> Any:
       sown.update(variables)
       return logits
 
-    loss(apply, batch)
-    return losses.sown(sown['metrics'])
+    sums = loss(apply, batch)
+    return sums, losses.sown(sown.get('metrics', {}))
 
-  return run(params, batch)
-
-
-def _mean_loss(model: Any, loss: Loss, params: Any, batch: Any) -> float:
-  step = evaluate.make_eval_step(model, loss)
-  return evaluate.evaluate(step, params, [batch])['loss']
+  sums, metrics = run(params, batch)
+  return float(sums['loss'] / sums['weight']), metrics
