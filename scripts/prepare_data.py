@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets: fetches, verifies, cleans and tokenizes public text.
+"""Prepares data sets: text to arrays of tokens, public image sets to arrays.
 
   python scripts/prepare_data.py text
   python scripts/prepare_data.py text --vocabulary=t5 --directory=data
+  python scripts/prepare_data.py images
+  python scripts/prepare_data.py images --sets=glyphs,mnist --families=8
 
 What is there already is verified and kept.
 """
@@ -10,7 +12,7 @@ What is there already is verified and kept.
 import argparse
 import sys
 
-from upcycle.data import corpora, packages, prepare
+from upcycle.data import corpora, packages, prepare, prepare_images
 
 
 def main() -> None:
@@ -30,6 +32,20 @@ def main() -> None:
   text.add_argument('--mix', choices=sorted(corpora.MIXES))
   text.add_argument('--directory', help="a cache folder, 'data' if not given")
   text.set_defaults(run=prepare.prepare)
+  images = commands.add_parser(
+    'images', help='fetch, verify, draw glyphs, decode, split'
+  )
+  images.add_argument(
+    '--sets', type=lambda names: names.split(','), help='all if not given'
+  )
+  images.add_argument(
+    '--families',
+    type=lambda n: int(n) if n.isdecimal() else n,
+    help='of fonts: how many to train on, or the file of a list like '
+    'upcycle/data/families.txt',
+  )
+  images.add_argument('--directory', help="a cache folder, 'data' if not given")
+  images.set_defaults(run=prepare_images.prepare)
   flags = vars(parser.parse_args())
   run, _ = flags.pop('run'), flags.pop('what')
   try:

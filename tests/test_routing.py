@@ -27,6 +27,11 @@ ROUTERS = {
   'top_2_batch_priority_by_token': functools.partial(
     routing.top_k, batch_priority=True, priority='token'
   ),
+  'expert_choice_noisy': functools.partial(
+    routing.expert_choice, noise_std=1.0
+  ),
+  'top_1_noisy': functools.partial(routing.top_k, k=1, noise_std=1.0),
+  'top_2_noisy': functools.partial(routing.top_k, noise_std=1.0),
 }
 CAUSAL = {
   'top_1': functools.partial(routing.top_k, k=1, causal=True),
@@ -138,23 +143,26 @@ sizes = st.sampled_from(
 
 @functools.cache
 def compiled(router, C, **options):
-  return jax.jit(lambda logits, mask: router(logits, C, mask=mask, **options))
+  return jax.jit(
+    lambda logits, mask, key: router(logits, C, mask=mask, key=key, **options)
+  )
 
 
 def make(seed, size, masked=0.3):
   G, S, E, C = size
   rng = np.random.RandomState(seed)
   logits = jnp.asarray(2 * rng.randn(G, S, E), jnp.float32)
-  return logits, C, jnp.asarray(rng.rand(G, S) >= masked)
+  key = jax.random.key(seed)
+  return logits, C, jnp.asarray(rng.rand(G, S) >= masked), key
 
 
 @every_router
 @SETTINGS
 @given(seed=st.integers(0, 10**6), size=sizes)
 def test_slots(router, seed, size):
-  logits, C, mask = make(seed, size)
+  logits, C, mask, key = make(seed, size)
   (G, S, E), slots = logits.shape, min(C, logits.shape[1])
-  routed = compiled(router, C)(logits, mask)
+  routed = compiled(router, C)(logits, mask, key)
   assert routed.token.shape == routed.weight.shape == (G, E, slots)
   dispatch, combine = routed.masks(S)
   assert dispatch.sum(1).max() <= 1, 'a slot holds two tokens'
@@ -172,11 +180,12 @@ def test_slots(router, seed, size):
 @SETTINGS
 @given(seed=st.integers(0, 10**6), size=sizes)
 def test_experts_have_no_order(router, seed, size):
-  logits, C, mask = make(seed, size)
+  logits, C, mask, _ = make(seed, size)
   S, E = logits.shape[1:]
   permutation = np.random.RandomState(seed + 1).permutation(E)
-  first = compiled(router, C)(logits, mask)
-  second = compiled(router, C)(logits[..., permutation], mask)
+  # Without a key: noise is drawn expert by expert.
+  first = compiled(router, C)(logits, mask, None)
+  second = compiled(router, C)(logits[..., permutation], mask, None)
   np.testing.assert_allclose(
     first.masks(S)[1][:, :, permutation], second.masks(S)[1], rtol=1e-6
   )
@@ -188,11 +197,11 @@ def test_experts_have_no_order(router, seed, size):
 @SETTINGS
 @given(seed=st.integers(0, 10**6), size=sizes)
 def test_padding_is_nowhere(router, seed, size):
-  logits, C, mask = make(seed, size)
+  logits, C, mask, key = make(seed, size)
   noise = 5 * jax.random.normal(jax.random.key(seed), logits.shape)
-  first = compiled(router, C)(logits, mask)
+  first = compiled(router, C)(logits, mask, key)
   logits = jnp.where(mask[..., None], logits, noise)
-  second = compiled(router, C)(logits, mask)
+  second = compiled(router, C)(logits, mask, key)
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -200,9 +209,9 @@ def test_padding_is_nowhere(router, seed, size):
 @SETTINGS
 @given(seed=st.integers(0, 10**6), size=sizes)
 def test_renormalized_weights_sum_to_one(router, seed, size):
-  logits, C, mask = make(seed, size)
+  logits, C, mask, key = make(seed, size)
   S = logits.shape[1]
-  routed = compiled(router, C, renormalize=True)(logits, mask)
+  routed = compiled(router, C, renormalize=True)(logits, mask, key)
   dispatch, combine = routed.masks(S)
   covered = np.asarray(dispatch.any((2, 3)))
   total = np.asarray(combine.sum((2, 3)))
@@ -214,7 +223,8 @@ def test_gradients_are_finite_where_everything_is_masked(router):
   logits, mask = jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), bool)
 
   def total(logits):
-    routed = router(logits, 2, mask=mask, renormalize=True)
+    key = jax.random.key(0)
+    routed = router(logits, 2, mask=mask, renormalize=True, key=key)
     return routed.weight.sum() + sum(routed.aux.values())
 
   assert np.isfinite(jax.grad(total)(logits)).all()
@@ -227,11 +237,34 @@ def test_renormalized_gradients_are_finite_for_large_logits(router):
     logits = jnp.asarray(size * rng.randn(2, 6, 4), jnp.float32)
 
     def total(logits):
-      weight = router(logits, 2, renormalize=True).weight
+      key = jax.random.key(0)
+      weight = router(logits, 2, renormalize=True, key=key).weight
       return jnp.sum(weight * jnp.arange(1.0, 3.0))
 
     value, grad = jax.value_and_grad(total)(logits)
     assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+@every_router
+def test_the_key_decides_the_noise(router):
+  logits, C, mask, key = make(0, (2, 7, 4, 3))
+  # The seven tokens of a group all but tie, so that noise decides.
+  route = functools.partial(compiled(router, C), logits / 100, mask)
+  first, again, without = route(key), route(key), route(None)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  noise_std = getattr(router, 'keywords', {}).get('noise_std', 0.0)
+  for other in (without, route(jax.random.key(1))):
+    same = np.array_equal(first.token, other.token)
+    assert same == (noise_std == 0), 'noise and keys do not go together'
+
+
+@every_router
+def test_without_a_key_there_is_no_noise(router):
+  logits, C, mask, key = make(0, (2, 7, 4, 3))
+  noisy = compiled(router, C, noise_std=3.0)(logits, mask, None)
+  quiet = compiled(router, C, noise_std=0.0)(logits, mask, key)
+  jax.tree.map(np.testing.assert_array_equal, noisy, quiet)
+  assert 'load' not in noisy.aux
 
 
 def test_full_capacity_takes_every_token():
@@ -297,6 +330,9 @@ def test_metrics_of_a_known_routing():
     (6, 4, 4.0, {}, 6),
     (3, 4, 8.0, {'minimum': 4}, 3),
     (10, 64, 0.1, {}, 1),
+    (10, 4, 1.0, {}, 2),
+    (10, 4, 1.0, {'rounding': 'ceil'}, 3),
+    (49, 8, 1.05, {'rounding': 'ceil', 'multiple_of': 4}, 8),
   ],
 )
 def test_capacity(S, E, factor, options, slots):
@@ -311,7 +347,10 @@ def test_capacity(S, E, factor, options, slots):
     (lambda x: routing.top_k(x, 1, k=0), 'k=0 of 3'),
     (lambda x: routing.top_k(x, 1, priority='left'), 'left'),
     (lambda x: routing.top_k(x, 1, batch_priority=True, causal=True), 'Batch'),
+    (lambda x: routing.top_k(x, 1, noise_std=-1.0), 'noise_std.*not -1'),
+    (lambda x: routing.expert_choice(x, 1, noise_std=-1.0), 'noise_std'),
     (lambda x: routing.capacity(8, 0, 1.0), '0 experts'),
+    (lambda x: routing.capacity(8, 2, 1.0, rounding='up'), 'up'),
     (lambda x: routing.capacity(8, 2, -1.0), 'factor -1'),
   ],
 )

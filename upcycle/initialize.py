@@ -16,9 +16,11 @@ from upcycle import (
   optim,
   receipt,
   surgery,
+  transfer,
   trees,
 )
 from upcycle import expert_init as inits
+from upcycle.checkpoints import slots
 
 Loss = Callable[..., losses.Sums]
 
@@ -39,14 +41,22 @@ class InitFrom:
     path: of any format that `checkpoints.read` knows.
     expert_init: from a dense MLP's parameter to all experts' ones.
     optimizer_state: 'fresh', or 'expand': the source's, where each expert has
-      a copy of its MLP's statistics.
+      a copy of its MLP's statistics. Adam's bias correction then goes on from
+      the source's count also for what is new, whose moments begin at zero: as
+      in vmoe, a router's first updates are up to 6.5 times too large.
     step: the step to go on from; None: the source's, which it must record.
+    replace: regexes of whole paths of parameters not to be taken from the
+      source but made anew, as far as the model has them: for a head of other
+      classes ('head/.*', 'pre_logits/.*').
+    resize_positions: resize learned position embeddings to the model's grid.
   """
 
   path: str
   expert_init: surgery.ExpertInit = inits.copy
   optimizer_state: str = 'fresh'
   step: int | None = None
+  replace: tuple[str, ...] = ()
+  resize_positions: bool = False
 
   def __post_init__(self):
     if self.optimizer_state not in ('fresh', 'expand'):
@@ -79,6 +89,7 @@ def upcycled(
   model: Any,
   seed: int,
   expert_init: surgery.ExpertInit = inits.copy,
+  rules: surgery.Rules = surgery.RULES,
 ) -> Any:
   """The model's parameters made from a checkpoint, lazy where that is lazy.
 
@@ -86,7 +97,7 @@ def upcycled(
     ValueError: the checkpoint does not fit the model.
   """
   shapes = param_shapes(model)
-  found = surgery.origins(source.params, shapes)
+  found = surgery.origins(source.params, shapes, rules)
   new = [path for path, origin in found.items() if origin.kind == 'fresh']
 
   @jax.jit
@@ -100,6 +111,7 @@ def upcycled(
     shapes,
     key=jax.random.key(seed),
     expert_init=expert_init,
+    rules=rules,
     fresh=fresh(),
   )
 
@@ -118,28 +130,27 @@ def from_checkpoint(
     ValueError: the checkpoint does not fit the model, or has no optimizer
       state to expand; all offenders are listed.
   """
-  source = checkpoints.read(init.path)
-  surgery.origins(source.params, param_shapes(model))
+  source, shapes = checkpoints.read(init.path), param_shapes(model)
+  source, rules, slot_rules = transfer.adapt(
+    source, shapes, init.replace, init.resize_positions
+  )
   expand = init.optimizer_state == 'expand'
-  if expand and source.opt_state is None:
-    raise ValueError(
-      f'{init.path} has no Adafactor state to expand; use '
-      "optimizer_state = 'fresh'."
-    )
+  if expand:
+    _check_slots(source, jax.eval_shape(optimizer.init, shapes), slot_rules)
   step = source.step if init.step is None else init.step
   if not step and init.step is None:
     raise ValueError(
       f'{init.path} does not record its step, from which the learning rate '
       'goes on: give InitFrom.step (0 to start the schedule anew).'
     )
-  params = _on_device(upcycled(source, model, seed, init.expert_init))
+  params = _on_device(upcycled(source, model, seed, init.expert_init, rules))
   opt_state = jax.jit(optimizer.init)(params)
   if expand:
-    opt_state = _expand(source.opt_state, opt_state)
-  # Adam corrects the bias of fresh moments by a count of its own.
-  opt_state = optim.with_step(opt_state, step, keep_adam=not expand)
+    opt_state = _expand(source.opt_state, opt_state, slot_rules)
+  # Adam's own count is that of its moments: the source's, or 0 if fresh.
+  opt_state = optim.with_step(opt_state, step, keep_adam=True)
   made_of = {
-    **receipt.of_surgery(source, params, init.expert_init, seed),
+    **receipt.of_surgery(source, params, init.expert_init, seed, rules),
     'step': step,
     'optimizer_state': init.optimizer_state,
     'step_0': receipt.first_losses(
@@ -154,12 +165,25 @@ def _on_device(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def _expand(source: trees.Tree, state: Any) -> Any:
+def _check_slots(
+  source: checkpoints.Checkpoint, state: Any, rules: surgery.Rules
+) -> None:
+  """Refuses a source whose optimizer state cannot become the given one."""
+  have, want = source.opt_state or {}, slots.get(state)
+  kinds = [', '.join(sorted(slots.kinds(x))) or 'none' for x in (have, want)]
+  if slots.kinds(have).isdisjoint(slots.kinds(want)):
+    raise ValueError(
+      f'{source.metadata["path"]} has no optimizer state to expand: its slots '
+      f"are {kinds[0]}, the optimizer's {kinds[1]}. Use optimizer_state = "
+      "'fresh', or the optimizer of that run."
+    )
+  surgery.origins(have, want, rules)
+
+
+def _expand(source: trees.Tree, state: Any, rules: surgery.Rules) -> Any:
   """The optimizer state with the source's slots, one copy an expert."""
-  if not isinstance(state, optim.AdafactorState):
-    raise ValueError("Only Adafactor's state can be expanded.")
-  zeros = jax.tree.map(jnp.zeros_like, state.slots)
-  slots = surgery.upcycle(
-    source, state.slots, key=jax.random.key(0), fresh=zeros
+  fresh = slots.get(state)
+  new = surgery.upcycle(
+    source, fresh, key=jax.random.key(0), rules=rules, fresh=fresh
   )
-  return state._replace(slots=_on_device(slots))
+  return slots.replace(state, _on_device(new))

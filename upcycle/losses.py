@@ -76,6 +76,46 @@ def seq2seq(
   }
 
 
+def classification(
+  apply: Callable[..., Array],
+  batch: Batch,
+  *,
+  kind: str = 'softmax',
+) -> Sums:
+  """Loss and precision@1 of images with one label, several, or mixed ones.
+
+  Args:
+    apply: from `images` and `valid` to logits [B, V].
+    batch: `images`, `labels` [B, K], `label_weights` [B, K], 0 where an image
+      has fewer labels, and `weights` [B], 0 for an image that fills a batch.
+    kind: 'softmax', or 'sigmoid': every class for itself, as V-MoE trains on
+      images of several labels (Riquelme et al., 2021, appendix B).
+
+  Returns:
+    Sums `loss`, `z_loss` (0), `accuracy`, the weight of the label that the
+    model puts first, and `weight`, the number of images.
+  """
+  if kind not in ('softmax', 'sigmoid'):
+    raise ValueError(f"kind is 'softmax' or 'sigmoid', not {kind!r}.")
+  weights, label_weights = batch['weights'], batch['label_weights']
+  logits = apply(images=batch['images'], valid=weights > 0)
+  logits = logits.astype(jnp.float32)
+  picked = jnp.take_along_axis(logits, batch['labels'], axis=-1)
+  wanted = jnp.sum(picked * label_weights, axis=-1)
+  if kind == 'softmax':
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    loss = log_z * label_weights.sum(-1) - wanted
+  else:
+    loss = jax.nn.softplus(logits).sum(-1) - wanted
+  top = batch['labels'] == logits.argmax(-1, keepdims=True)
+  return {
+    'loss': jnp.sum(loss * weights),
+    'z_loss': jnp.float32(0),
+    'accuracy': jnp.sum((top * label_weights).sum(-1) * weights),
+    'weight': jnp.sum(weights),
+  }
+
+
 def sown(collection: Mapping[str, Any]) -> dict[str, Array]:
   """{'encoder/layers_1/mlp/load': array} from what modules have sown."""
   leaves = jax.tree_util.tree_leaves_with_path(collection)
@@ -96,11 +136,9 @@ def auxiliary(collection: Mapping[str, Any]) -> dict[str, Float[Array, '']]:
   return {name: jnp.mean(jnp.stack(v)) for name, v in by_name.items()}
 
 
-def count_tokens(batch: Batch) -> int:
-  """Positions that a batch has a model process, padding included."""
-  counted = ('encoder_input_tokens', 'decoder_target_tokens', 'images')
-  return sum(
-    batch[k].shape[0] if k == 'images' else batch[k].size
-    for k in counted
-    if k in batch
-  )
+def count(batch: Batch) -> tuple[str, int]:
+  """What a batch has a model process, padding included, and how many."""
+  if 'images' in batch:
+    return 'images', batch['images'].shape[0]
+  counted = 'encoder_input_tokens', 'decoder_target_tokens'
+  return 'tokens', sum(batch[k].size for k in counted if k in batch)

@@ -13,14 +13,18 @@ Loss = Callable[..., losses.Sums]
 
 
 def of_surgery(
-  source: checkpoints.Checkpoint, params: Any, expert_init: Any, seed: int
+  source: checkpoints.Checkpoint,
+  params: Any,
+  expert_init: Any,
+  seed: int,
+  rules: surgery.Rules = surgery.RULES,
 ) -> dict[str, Any]:
   """The source, how its experts were made, and `surgery.receipt`."""
   return {
     'source': {**source.metadata, 'step': source.step},
     'expert_init': getattr(expert_init, '__name__', repr(expert_init)),
     'seed': seed,
-    **surgery.receipt(source.params, params),
+    **surgery.receipt(source.params, params, rules),
   }
 
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: from a dense checkpoint, from our own, or from nothing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import itertools
 import json
 from pathlib import Path
-import re
 import time
 from typing import Any
 
@@ -18,12 +17,6 @@ import optax
 from upcycle import evaluate, initialize, losses, results
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
-
-CONFIG = 'config.gin'
-# Settings that a resumed run may change: how long and how often.
-MAY_CHANGE = (
-  r'(train\.)?train\.(num_steps|keep_checkpoints|\w+_every)\b|MODEL_DIR'
-)
 
 
 def make_train_step(
@@ -111,10 +104,12 @@ def train(
   loss: Callable[..., losses.Sums] = losses.seq2seq,
   eval_data: Iterable[Any] | None = None,
   eval_batches: int | None = None,
+  evaluations: Mapping[str, Callable[..., dict[str, float]]] | None = None,
   init_from: InitFrom | None = None,
   microbatches: int = 1,
   log_every: int = 10,
   eval_every: int = 1000,
+  evaluations_every: int | None = None,
   checkpoint_every: int = 1000,
   keep_checkpoints: int | None = 2,
   seed: int = 0,
@@ -135,10 +130,13 @@ def train(
     loss: of `upcycle.losses`.
     eval_data: evaluated on from its beginning.
     eval_batches: how many of its batches; None: all.
+    evaluations: further ones by name, functions of (model, params) that give
+      numbers, at both ends of a run.
     init_from: the dense checkpoint.
     microbatches: parts of a batch whose gradients are summed one by one.
     log_every: steps between lines of metrics.
     eval_every: steps between evaluations; also at both ends of a run.
+    evaluations_every: also after these steps, a multiple of eval_every.
     checkpoint_every: steps between checkpoints; also at the end.
     keep_checkpoints: newest checkpoints kept; None: all.
     seed: of initialisation and dropout.
@@ -152,19 +150,12 @@ def train(
     FloatingPointError: a loss was not finite; the checkpoints before stay.
   """
   folder = Path(model_dir)
-  _check_folder(folder, config())
-  intervals = log_every, eval_every, checkpoint_every
-  if min(num_steps, microbatches, *intervals) < 1:
-    raise ValueError(
-      f'num_steps {num_steps}, microbatches {microbatches} and the steps '
-      f'between logs, evaluations and checkpoints {intervals} are at least 1.'
-    )
+  results.check_folder(folder, config())
   batches = iter(train_data)
   beginning, batch = batches.get_state(), next(batches)
   batches.set_state(beginning)
-  rows = jax.tree.leaves(batch)[0].shape[0]
-  if rows % microbatches:
-    raise ValueError(f'{microbatches} microbatches do not divide {rows} rows.')
+  intervals = log_every, eval_every, evaluations_every, checkpoint_every
+  _check_numbers(num_steps, microbatches, intervals, batch)
   start = functools.partial(initialize.from_scratch, model, optimizer, seed)
   receipt, run = None, None
   # (1) The newest own checkpoint.
@@ -188,11 +179,11 @@ def train(
   )
   step_fn = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
   eval_step = evaluate.make_eval_step(model, loss)
-  tokens = losses.count_tokens(batch)
+  unit, amount = losses.count(batch)
   # By now all that is configured has been called, and is in the config.
   text = config()
-  _check_folder(folder, text)
-  results.write_text(folder / CONFIG, text)
+  results.check_folder(folder, text)
+  results.write_text(folder / results.CONFIG, text)
   if receipt is not None:
     text = json.dumps(receipt, indent=2)
     results.write_text(folder / 'receipt.json', text)
@@ -203,13 +194,18 @@ def train(
     results.Progress(run['start'], end) as progress,
   ):
 
-    def evaluate_now():
+    def evaluate_now(end: bool = True):
       if eval_data is not None:
         values = evaluate.evaluate(
           eval_step, state.params, itertools.islice(eval_data, eval_batches)
         )
         writer.write(step, 'eval', values | {'seconds': run['seconds']})
         progress.update(step, eval_loss=values['loss'])
+      if not (end or (evaluations_every and step % evaluations_every == 0)):
+        return
+      for name, evaluation in (evaluations or {}).items():
+        values = evaluation(model, state.params)
+        writer.write(step, name, values | {'seconds': run['seconds']})
 
     if not resumed:
       evaluate_now()
@@ -233,17 +229,36 @@ def train(
       if log:
         steps, seconds = step - since[0], run['seconds'] - since[1]
         since = step, run['seconds']
-        rate = {'tokens_per_second': tokens * steps / seconds}
+        rate = {f'{unit}_per_second': amount * steps / seconds}
         values = jax.device_get(metrics | metrics.pop('layers'))
         values |= rate | {'seconds': run['seconds']}
         writer.write(step, 'train', values)
         progress.update(step, loss=values['loss'], **rate)
       progress.update(step)
       if evaluation:
-        evaluate_now()
+        evaluate_now(last)
       if checkpoint:
         run_state.save(saved, step, state, batches.get_state(), dict(run))
   return state
+
+
+def _check_numbers(
+  num_steps: int, parts: int, intervals: tuple[int | None, ...], batch: Any
+) -> None:
+  given = [n for n in (num_steps, parts, *intervals) if n is not None]
+  if min(given) < 1:
+    raise ValueError(
+      f'num_steps {num_steps}, microbatches {parts} and the steps between '
+      f'logs, evaluations and checkpoints {intervals} are at least 1.'
+    )
+  _, evaluate, further, _ = intervals
+  if further and further % evaluate:
+    raise ValueError(
+      f'evaluations_every {further} is no multiple of eval_every {evaluate}.'
+    )
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  if rows % parts:
+    raise ValueError(f'{parts} microbatches do not divide {rows} rows.')
 
 
 def _check_finite(value: jax.Array, step: int, saved: Any) -> None:
@@ -254,39 +269,3 @@ def _check_finite(value: jax.Array, step: int, saved: Any) -> None:
       f'checkpoint is of step {saved.latest_step()}; try a smaller learning '
       'rate from there.'
     )
-
-
-def _check_folder(folder: Path, text: str) -> None:
-  """Refuses a folder that is not this run's, before anything is written."""
-  if '://' in str(folder) or ':/' in str(folder):
-    raise ValueError(f'MODEL_DIR is a local folder, not {folder}.')
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f'MODEL_DIR {folder} is a file.')
-  if not folder.exists() or not any(folder.iterdir()):
-    return
-  if not (folder / CONFIG).exists():
-    raise ValueError(
-      f'{folder} is neither empty nor a run: it has no {CONFIG}. '
-      'Give another MODEL_DIR.'
-    )
-  old, new = (_settings(t) for t in ((folder / CONFIG).read_text(), text))
-  # `new` may lack what has not been called yet.
-  changed = sorted(new - old)
-  if changed:
-    names = {line.split(' = ')[0] for line in changed}
-    changed += sorted(x for x in old if x.split(' = ')[0] in names)
-    raise ValueError(
-      f'{folder} holds a run with other settings:\n  '
-      + '\n  '.join(('- ' if c in old else '+ ') + c for c in changed)
-      + '\nGive another MODEL_DIR, or the settings of that run.'
-    )
-
-
-def _settings(text: str) -> set[str]:
-  """The bindings of a config, but for those that a resumed run may change."""
-  lines = (line.strip() for line in text.replace('\\\n', '').splitlines())
-  return {
-    ' '.join(line.split())
-    for line in lines
-    if line and line[0] != '#' and not re.match(MAY_CHANGE, line)
-  }

@@ -7,10 +7,18 @@ Arrays are lazy and carry this project's names. No pickle is ever opened.
 import os
 import zipfile
 
-from upcycle.checkpoints import huggingface, stores, t5x
+from upcycle.checkpoints import huggingface, stores, t5x, vit_npz
 from upcycle.checkpoints.arrays import Checkpoint, LazyArray
 
-__all__ = ['FORMATS', 'Checkpoint', 'LazyArray', 'huggingface', 'read', 't5x']
+__all__ = [
+  'FORMATS',
+  'Checkpoint',
+  'LazyArray',
+  'huggingface',
+  'read',
+  't5x',
+  'vit_npz',
+]
 
 
 def _is_run(path: str) -> bool:
@@ -31,6 +39,7 @@ def _read_run(path: str) -> Checkpoint:
 # The first format that detects a path reads it.
 FORMATS = (
   (_is_run, _read_run),
+  (vit_npz.detect, vit_npz.read),
   (t5x.detect, t5x.read),
   (huggingface.detect, huggingface.read),
 )
@@ -43,7 +52,8 @@ def read(path: str | os.PathLike) -> Checkpoint:
 
   Args:
     path: a T5X folder (or the folder of several: the newest is taken), local
-      or gs://; a run's folder; or a Hugging Face folder or safetensors file.
+      or gs://; a run's folder; a Hugging Face folder or safetensors file; or
+      an .npz file of vit_jax, big_vision or vmoe.
 
   Raises:
     FileNotFoundError: there is nothing at the path.
@@ -70,14 +80,15 @@ def _why_not(path: str) -> str:
     return (
       f'{path}: {", ".join(pickles)} is a pickle, and no pickle is opened '
       'here since that can run any code. If you trust it, make safetensors: '
-      'transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)'
+      'transformers.AutoModelForSeq2SeqLM (of a ViT: '
+      'AutoModelForImageClassification).from_pretrained(folder)'
       '.save_pretrained(new_folder, safe_serialization=True).'
     )
   what = f'holds {", ".join(found[:5])}' if found else 'is empty'
   return (
     f'{path} is no checkpoint of a known format: it {what}. Known are T5X '
-    '(a msgpack file `checkpoint`) and Hugging Face (config.json with '
-    'model.safetensors).'
+    '(a msgpack file `checkpoint`), Hugging Face (config.json with '
+    'model.safetensors) and .npz files of vit_jax, big_vision or vmoe.'
   )
 
 

@@ -14,13 +14,14 @@ class Checkpoint:
   """A checkpoint as read: nothing but names, shapes and dtypes is in memory.
 
   Attributes:
-    params: nested dict of `LazyArray`, under the names of T5X.
+    params: nested dict of `LazyArray`, under the names of T5X or vit_jax.
     step: the step it was written at; 0 where the format records none.
-    opt_state: nested dict of `LazyArray`: the path of the parameter, then the
-      Adafactor slots in use (`v`, or `v_row` and `v_col`; `m`). None if there
-      is no optimizer state.
+    opt_state: nested dict of `LazyArray`: the path of the parameter, then its
+      slots in use (Adafactor's `v`, or `v_row` and `v_col`; `m`; for others
+      see `slots`). None if there is no optimizer state.
     metadata: `format`, `path`, what else the reader found worth saying, and
-      `model`: the arguments of a `T5Config` as far as the format tells them.
+      `model`: the arguments of a `T5Config` or `ViTConfig` as far as the
+      format tells them.
   """
 
   params: dict[str, Any]

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from upcycle import trees
+from upcycle.checkpoints import slots
 from upcycle.checkpoints.arrays import Checkpoint
 
 FOLDER = 'checkpoints'
@@ -74,7 +75,7 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
     step = checkpoints.latest_step()
     saved = _saved_tree(_folder(model_dir, step))
     what = f'{model_dir}, checkpoint of step {step}'
-    trees.check(_by_path(abstract), _by_path(saved), what)
+    trees.check(slots.by_path(abstract), slots.by_path(saved), what)
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract),
       data=ocp.args.JsonRestore(),
@@ -86,7 +87,7 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
 
 
 def read(path: str | Path) -> Checkpoint:
-  """The parameters and Adafactor slots of a run's newest checkpoint, lazily.
+  """Parameters and optimizer slots of a run's newest checkpoint, lazily.
 
   Args:
     path: a run's folder, or one step's folder of it.
@@ -104,12 +105,10 @@ def read(path: str | Path) -> Checkpoint:
   folder = _folder(run, step)
   saved = _saved_tree(folder)
   lazy = functools.partial(jax.tree.map, functools.partial(_lazy, folder))
-  slots = saved['opt_state']
-  slots = slots.get('slots') if isinstance(slots, dict) else None
   return Checkpoint(
     params=lazy(saved['params']),
     step=step,
-    opt_state=lazy(slots) if slots else None,
+    opt_state=lazy(slots.get(saved['opt_state'])) or None,
     metadata={'format': 'upcycle', 'path': str(path)},
   )
 
@@ -150,11 +149,3 @@ def _whole(folder: Path) -> Iterator[None]:
       f'({type(error).__name__}: {str(error)[:200]}). Remove that folder: a '
       'run goes on from the checkpoint before it, if there is one.'
     ) from error
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }

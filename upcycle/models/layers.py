@@ -31,23 +31,34 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Dense(nn.Module):
-  """A linear map of the last axis, with or without a bias."""
+  """A linear map of the last axis, with or without a bias.
+
+  Checkpoints may keep either axis of the kernel as several: `stored_in` and
+  `stored_out` are the shapes they have there, () if it is one.
+  """
 
   features: int
   use_bias: bool = False
   kernel_init: Initializer = fan_in_truncated
+  bias_init: Initializer = nn.initializers.zeros
   dtype: Any = jnp.float32
+  stored_in: tuple[int, ...] = ()
+  stored_out: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(self, x: Float[Array, '*B M']) -> Float[Array, '*B F']:
     *batch, width = x.shape
-    kernel = self.param('kernel', self.kernel_init, (width, self.features))
+    shape = width, self.features
+    stored_out = self.stored_out or (self.features,)
+    stored = (*(self.stored_in or (width,)), *stored_out)
+    init = lambda key: self.kernel_init(key, shape).reshape(stored)  # noqa: E731
+    kernel = self.param('kernel', init).reshape(shape)
     # Two dimensions: XLA's CPU compiler makes the gradient with respect to the
     # kernel about twice as slow for an input of three.
     y = x.astype(self.dtype).reshape(-1, width) @ kernel.astype(self.dtype)
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(self.dtype)
+      bias = self.param('bias', self.bias_init, stored_out)
+      y = y + bias.reshape(-1).astype(self.dtype)
     return y.reshape(*batch, self.features)
 
 
@@ -125,18 +136,28 @@ class Attention(nn.Module):
     q = project('query', queries, _scaled(fan_in_normal, self.head_dim**-0.5))
     k = project('key', keys, fan_in_normal)
     v = project('value', keys, fan_in_normal)
-    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k).astype(jnp.float32)
-    if bias is not None:
-      logits = logits + bias
     # Added here, where it fuses: [B, H, Q, K] is never kept for all layers.
-    logits = logits + attention_bias(allowed)
-    weights = nn.softmax(logits).astype(self.dtype)
-    weights = dropout(self.dropout_rate, deterministic)(weights)
-    y = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+    mask = attention_bias(allowed)
+    bias = mask if bias is None else bias + mask
+    y = attend(q, k, v, bias, dropout(self.dropout_rate, deterministic))
     out = Dense(
       queries.shape[-1], kernel_init=fan_in_normal, dtype=self.dtype, name='out'
     )
     return out(y.reshape(*y.shape[:2], inner))
+
+
+def attend(
+  q: Float[Array, 'B Q H D'],
+  k: Float[Array, 'B K H D'],
+  v: Float[Array, 'B K H D'],
+  bias: Float[Array, '_ _ Q K'] | None,
+  drop: Callable[[Array], Array],
+) -> Float[Array, 'B Q H D']:
+  """Attention without a scale; its softmax is float32."""
+  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k).astype(jnp.float32)
+  logits = logits if bias is None else logits + bias
+  weights = drop(nn.softmax(logits).astype(q.dtype))
+  return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
 
 
 class RelativePositionBias(nn.Module):

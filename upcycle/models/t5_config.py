@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from upcycle.models import layers, moe
+from upcycle.models import layers, moe, presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +115,4 @@ def preset(name: str, **changes) -> T5Config:
   Raises:
     ValueError: no such preset, or no such field; the known ones are listed.
   """
-  if name not in PRESETS:
-    raise ValueError(f'No preset {name!r}; there are {sorted(PRESETS)}.')
-  fields = {f.name for f in dataclasses.fields(T5Config)}
-  if changes.keys() - fields:
-    raise ValueError(
-      f'T5Config has no {sorted(changes.keys() - fields)}; '
-      f'it has {sorted(fields)}.'
-    )
-  return T5Config(**(PRESETS[name] | changes))
+  return presets.make(T5Config, PRESETS, name, changes)

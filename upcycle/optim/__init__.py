@@ -8,6 +8,7 @@ from upcycle.optim.schedules import (
   constant,
   cosine,
   inverse_sqrt,
+  linear,
   rsqrt,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
   'constant',
   'cosine',
   'inverse_sqrt',
+  'linear',
   'rsqrt',
   'sgd',
   'with_step',

@@ -62,3 +62,11 @@ def cosine(peak: float, warmup: int, total: int, end: float = 0.0) -> Schedule:
   """Linear warmup, then half a cosine from peak to `end` at step `total`."""
   decay = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, total, end)
   return lambda step: jnp.float32(decay(step))
+
+
+def linear(peak: float, warmup: int, total: int, end: float = 0.0) -> Schedule:
+  """Linear warmup, then a straight line from peak to `end` at step `total`."""
+  up = optax.linear_schedule(0.0, peak, warmup)
+  down = optax.linear_schedule(peak, end, total - warmup)
+  decay = optax.join_schedules([up, down], [warmup])
+  return lambda step: jnp.float32(decay(step))

@@ -2,13 +2,16 @@
 """What a run writes down, reading it again, statistics and figures."""
 
 from upcycle.results.figures import STYLE, comparison_figure, save
+from upcycle.results.folder import CONFIG, check_folder
 from upcycle.results.metrics import Writer, curve, interval, read, write_text
 from upcycle.results.progress import Progress
 
 __all__ = [
+  'CONFIG',
   'STYLE',
   'Progress',
   'Writer',
+  'check_folder',
   'comparison_figure',
   'curve',
   'interval',

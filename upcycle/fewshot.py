@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few-shot linear evaluation: ridge regression on frozen features.
+
+The paper's transfer number is the mean over five draws of ten images a class.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import itertools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+import numpy as np
+from PIL import Image
+
+from upcycle import ridge
+
+# [i] is {'image': uint8 [H, W, C], 'labels': [1]}; has len and num_classes.
+Source = Any
+
+
+def fit_image(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+  """An image as the model takes it: resized (bilinear), in [-1, 1].
+
+  Args:
+    image: uint8 [H, W, C], C 1 or 3.
+    size: of the result's height and width.
+    channels: of the result; grey is repeated, colours become grey.
+  """
+  if image.shape[:2] != (size, size) or image.shape[2] > channels:
+    pixels = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    pixels = pixels if channels > 1 else pixels.convert('L')
+    pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+    image = np.asarray(pixels).reshape(size, size, -1)
+  image = np.broadcast_to(image, (size, size, channels))
+  return image.astype(np.float32) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fewshot:
+  """Few-shot accuracies of a model's frozen features on some sets of images.
+
+  Attributes:
+    sets: by name (train, test). A source has `num_classes` and a length, and
+      [i] is {'image': uint8 [H, W, C], 'labels': [1]}.
+    shots: training images a class; where a class has fewer, all.
+    l2: what to choose from, once a shot count for all sets; the paper's 1024.
+    seeds: draws of training images, over which accuracies are averaged.
+    batch_size: images that go through the model at once.
+    max_test: test images a set, always the same ones; None: all.
+    transform: from (image, size, channels) to float [size, size, channels].
+  """
+
+  sets: Mapping[str, tuple[Source, Source]]
+  shots: tuple[int, ...] = (1, 5, 10, 25)
+  l2: tuple[float, ...] = (1024.0,)
+  seeds: int = 5
+  batch_size: int = 128
+  max_test: int | None = None
+  transform: Callable[[np.ndarray, int, int], np.ndarray] = fit_image
+
+  def __post_init__(self):
+    numbers = (self.seeds, self.batch_size, self.max_test or 1, *self.l2)
+    if not (self.sets and self.shots and self.l2) or (
+      min(*numbers, *self.shots) <= 0
+    ):
+      raise ValueError(f'Few-shot evaluation of nothing: {self}.')
+
+  def __call__(self, model: Any, params: Any) -> dict[str, float]:
+    """Mean accuracies over draws, such as '10shot/mnist', and what they took.
+
+    Args:
+      model: `model.features()` is the same without its head.
+      params: the model's parameters.
+
+    Returns:
+      Also 'evaluation_seconds', and '10shot_l2' where there is a choice.
+
+    Raises:
+      ValueError: an image has not one label, or a class of the test images no
+        training image.
+    """
+    began = time.perf_counter()
+    results = {
+      name: self._results(name, model, params, *sources)
+      for name, sources in self.sets.items()
+    }
+    values = {}
+    for shot in self.shots:
+      l2 = ridge.best_l2([*itertools.chain(*results.values())], shot, self.l2)
+      if len(self.l2) > 1:
+        values[f'{shot}shot_l2'] = l2
+      for name, draws in results.items():
+        mean = np.mean([accuracies[shot, l2] for accuracies in draws])
+        values[f'{shot}shot/{name}'] = float(mean)
+    return values | {'evaluation_seconds': time.perf_counter() - began}
+
+  def _results(
+    self, name: str, model: Any, params: Any, train: Source, test: Source
+  ) -> list[ridge.Accuracies]:
+    """For each draw, accuracies by (shot, L2)."""
+    labels, test_labels = (_labels(name, source) for source in (train, test))
+    _check_classes(name, labels, test_labels)
+    drawn = [
+      {n: ridge.draw(labels, n, seed) for n in self.shots}
+      for seed in range(self.seeds)
+    ]
+    # Only images that are in some draw go through the model.
+    largest = [draws[max(self.shots)] for draws in drawn]
+    used = np.unique(np.concatenate(largest))
+    features = self._features(model, params, train, used)
+    order = np.random.default_rng(0).permutation(len(test))[: self.max_test]
+    tested = self._features(model, params, test, order), test_labels[order]
+
+    def evaluate(at: np.ndarray) -> list[float]:
+      x = features[np.searchsorted(used, at)]
+      fit = ridge.ridge(x, labels[at], train.num_classes)
+      return [ridge.accuracy(fit, l2, *tested) for l2 in self.l2]
+
+    return [
+      {
+        (n, l2): value
+        for n, at in draws.items()
+        for l2, value in zip(self.l2, evaluate(at), strict=True)
+      }
+      for draws in drawn
+    ]
+
+  def _features(
+    self, model: Any, params: Any, source: Source, indices: np.ndarray
+  ) -> Float[np.ndarray, 'N D']:
+    """Features of some images of a source; the last batch is padded."""
+    model = model.features()
+    size, channels = model.config.image_size, model.config.channels
+    fit = functools.partial(self.transform, size=size, channels=channels)
+    found = []
+    for start in range(0, len(indices), self.batch_size):
+      batch = indices[start : start + self.batch_size]
+      images = np.stack([fit(source[int(i)]['image']) for i in batch])
+      valid = np.arange(self.batch_size) < len(batch)
+      padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
+      features = _apply(model, params, np.pad(images, padding), valid)
+      found.append(np.asarray(features)[valid])
+    return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: Any, params: Any, images: Any, valid: Any) -> jax.Array:
+  features = model.apply({'params': params}, images, valid=valid)
+  return features.astype(jnp.float32)
+
+
+def _labels(name: str, source: Source) -> Int[np.ndarray, ' N']:
+  labels = [np.ravel(source[i]['labels']) for i in range(len(source))]
+  several = [i for i, x in enumerate(labels) if len(x) != 1]
+  if several or not labels:
+    raise ValueError(
+      f'Few-shot set {name!r}: every image needs one label; of {len(labels)} '
+      f'images {len(several)} have none or several, such as {several[:5]}.'
+    )
+  return np.concatenate(labels)
+
+
+def _check_classes(name: str, train: np.ndarray, test: np.ndarray) -> None:
+  unseen = sorted(set(test.tolist()) - set(train.tolist()))
+  if unseen:
+    raise ValueError(
+      f'Few-shot set {name!r}: classes {unseen} have test images, but no '
+      'training image.'
+    )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every router returns, how many slots it has, and its noise."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+ROUNDINGS = {'round': round, 'ceil': math.ceil}
+
+
+class Routing(NamedTuple):
+  """Which token fills each slot, and with what weight it comes back.
+
+  Attributes:
+    token: index in [0, S) of the token in a slot; S marks an empty slot.
+    weight: combine weight of a slot, 0 if empty.
+    aux: scalar losses by name, unweighted.
+    metrics: arrays by name. `load` [E] is the share of all filled slots that
+      an expert has; `dropped` the share of choices that found no room (Expert
+      Choice: of tokens nobody took); `coverage` the share of tokens that some
+      expert took; `usage` the share of slots filled; `confidence` the mean
+      weight of a filled slot; `scale` the mean over tokens of their summed
+      weights; `entropy` that of the router's probabilities, in nats.
+  """
+
+  token: Int[Array, 'G E C']
+  weight: Float[Array, 'G E C']
+  aux: dict[str, Float[Array, '']]
+  metrics: dict[str, Array]
+
+  def masks(
+    self, S: int
+  ) -> tuple[Bool[Array, 'G S E C'], Float[Array, 'G S E C']]:
+    """The one-hot (dispatch, combine) arrays, for tests and teaching."""
+    onehot = jax.nn.one_hot(self.token, S, axis=1)
+    return onehot.astype(bool), onehot * self.weight[:, None]
+
+
+def capacity(
+  S: int,
+  E: int,
+  factor: float,
+  *,
+  minimum: int = 1,
+  multiple_of: int = 1,
+  rounding: str = 'round',
+) -> int:
+  """Slots of an expert in a group of S tokens: factor * S / E, to an integer.
+
+  V-MoE's `compute_capacity`, for K choices a token and its capacity_factor, is
+  capacity(S, E, K * capacity_factor, rounding='ceil', multiple_of=4), but for
+  the bound of S.
+
+  Args:
+    S: tokens in a group.
+    E: number of experts.
+    factor: capacity factor; `factor` experts process a token on average.
+    minimum: lower bound (T5X: 4).
+    multiple_of: rounded up to a multiple of this (V-MoE: 4).
+    rounding: 'round', half to even (T5X), or 'ceil' (V-MoE).
+
+  Returns:
+    An int in [1, S]: an expert can take no token twice.
+
+  Raises:
+    ValueError: there is no such number of experts, factor, minimum or
+      rounding.
+  """
+  if E < 1 or factor <= 0 or minimum < 1 or multiple_of < 1:
+    raise ValueError(
+      'Capacity needs positive numbers, got '
+      f'{E} experts, factor {factor}, minimum {minimum}, '
+      f'multiple_of {multiple_of}.'
+    )
+  if rounding not in ROUNDINGS:
+    raise ValueError(f"rounding is 'round' or 'ceil', not {rounding!r}.")
+  slots = max(ROUNDINGS[rounding](factor * S / E), minimum)
+  return min(math.ceil(slots / multiple_of) * multiple_of, S)
+
+
+def add_noise(
+  logits: Float[Array, 'G S E'], noise_std: float, key: jax.Array | None
+) -> tuple[Float[Array, 'G S E'], float]:
+  """Logits plus Gaussian noise, and its standard deviation, noise_std / E.
+
+  V-MoE's scale (Riquelme et al., 2021, appendix A): the more experts, the
+  closer their probabilities. The deviation is 0 without a key.
+
+  Raises:
+    ValueError: noise_std is negative.
+  """
+  if not noise_std >= 0:
+    raise ValueError(f'noise_std is 0 (no noise) or positive, not {noise_std}.')
+  if key is None or noise_std == 0:
+    return logits, 0.0
+  std = noise_std / logits.shape[-1]
+  return logits + std * jax.random.normal(key, logits.shape), std
