@@ -9,15 +9,13 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from tests import tiny_text
+from tests.tiny_packages import Client, package, tarball, wheel
 from upcycle.data import (
   cleaning,
   corpora,
@@ -26,50 +24,6 @@ from upcycle.data import (
   tokenized,
   vocabulary,
 )
-
-
-def tarball(files: dict[str, bytes]) -> bytes:
-  out = io.BytesIO()
-  with tarfile.open(fileobj=out, mode='w:gz') as archive:
-    for name, content in files.items():
-      member = tarfile.TarInfo(name)
-      member.size = len(content)
-      archive.addfile(member, io.BytesIO(content))
-  return out.getvalue()
-
-
-def wheel(files: dict[str, bytes]) -> bytes:
-  out = io.BytesIO()
-  with zipfile.ZipFile(out, 'w') as archive:
-    for name, content in files.items():
-      archive.writestr(name, content)
-  return out.getvalue()
-
-
-class Client:
-  """Stands in for npm and pip: writes the content where it is told to."""
-
-  def __init__(self, contents: dict[str, bytes]):
-    self.contents, self.commands = contents, []
-
-  def __call__(self, command, **options):
-    del options
-    self.commands.append(command)
-    given = ' '.join(command)
-    folder = re.search(r'(?:--dest|--pack-destination)=(\S+)', given)[1]
-    required = re.search(r'--requirement=(\S+)', given)
-    if required:
-      given += pathlib.Path(required[1]).read_text()
-    for name, content in self.contents.items():
-      if name in given:
-        (pathlib.Path(folder) / 'file').write_bytes(content)
-        return subprocess.CompletedProcess(command, 0, '', '')
-    return subprocess.CompletedProcess(command, 1, '', 'first\nno such package')
-
-
-def package(kind: str, content: bytes, name: str = 'words'):
-  digest = hashlib.sha256(content).hexdigest()
-  return packages.Package(kind, name, '1.0', digest)
 
 
 @pytest.fixture

@@ -68,6 +68,9 @@ def test_one_l2_for_all_sets():
     for accs in example['accs'].values()
   ]
   assert ridge.best_l2(results, 10, example['l2']) == example['best']
+  # The mean accuracy is best at 1, the mean rank at 2.
+  results = [{(1, 1): 1.0, (1, 2): 0.5}] + 2 * [{(1, 1): 0.1, (1, 2): 0.2}]
+  assert ridge.best_l2(results, 1, (1, 2)) == 2
 
 
 def test_draws_are_of_every_class_and_nested():

@@ -6,14 +6,16 @@ import pytest
 
 from tests.conftest import GOLDEN
 from upcycle import checkpoints, initialize, trees
-from upcycle.checkpoints import FORMATS, LazyArray, huggingface, t5x
-from upcycle.models import t5
+from upcycle.checkpoints import FORMATS, LazyArray, huggingface, t5x, vit_npz
+from upcycle.models import t5, vit
 
 # Name: the module of the format, a real checkpoint that it wrote or reads.
 READERS = {
   't5x': (t5x, GOLDEN / 't5x_tiny_dense_checkpoint' / 'checkpoint_1000'),
   'hf_t5_v1_0': (huggingface, GOLDEN / 'hf_t5_v1_0'),
   'hf_t5_v1_1': (huggingface, GOLDEN / 'hf_t5_v1_1'),
+  'hf_tiny_vit': (huggingface, GOLDEN / 'hf_tiny_vit'),
+  'vit_npz': (vit_npz, GOLDEN / 'vit_jax_tiny.npz'),
 }
 every_format = pytest.mark.parametrize('reader', READERS)
 
@@ -38,7 +40,11 @@ def test_one_format_detects_it(reader):
 @every_format
 def test_parameters_are_those_of_the_model_it_describes(reader):
   checkpoint = checkpoints.read(READERS[reader][1])
-  model = t5.T5(t5.T5Config(**checkpoint.metadata['model']))
+  facts = checkpoint.metadata['model']
+  if 'patch_size' in facts:
+    model = vit.ViT(vit.ViTConfig(**facts))
+  else:
+    model = t5.T5(t5.T5Config(**facts))
   shapes = initialize.param_shapes(model)
   assert not trees.diff(shapes, checkpoint.params, dtypes=True)
 

@@ -189,14 +189,16 @@ def test_unknown_names_are_all_listed(v1_1):
   x = np.ones(3, np.float32)
   edit(v1_1, {'encoder.block.1.layer.1.router.weight': x, 'pooler.bias': x})
   text = error(v1_1)
-  assert '2 tensors of unknown names' in text
-  assert 'encoder.block.1.layer.1.router.weight\n  pooler.bias' in text
+  assert '2 tensors that have no place' in text
+  assert 'unknown: encoder.block.1.layer.1.router.weight\n' in text
+  assert 'unknown: pooler.bias' in text
 
 
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    ({'model_type': 'vit'}, "model_type='vit'; what can be read is t5, mt5"),
+    ({'model_type': 'bert'},
+     "model_type='bert'; what can be read is t5, mt5, vit"),
     ({'feed_forward_proj': 'gated-silu'}, 'feed_forward_proj=gated-silu'),
     ({'relative_attention_max_distance': 64, 'layer_norm_epsilon': 1e-5},
      'relative_attention_max_distance=64, layer_norm_epsilon=1e-05'),

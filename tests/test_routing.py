@@ -27,12 +27,13 @@ ROUTERS = {
   'top_2_batch_priority_by_token': functools.partial(
     routing.top_k, batch_priority=True, priority='token'
   ),
-  'expert_choice_noisy': functools.partial(
-    routing.expert_choice, noise_std=1.0
-  ),
-  'top_1_noisy': functools.partial(routing.top_k, k=1, noise_std=1.0),
-  'top_2_noisy': functools.partial(routing.top_k, noise_std=1.0),
 }
+# The same with noise, named after the router that they are without a key.
+NOISY = {
+  f'{name}_noisy': functools.partial(ROUTERS[name], noise_std=1.0)
+  for name in ('expert_choice', 'top_1', 'top_2')
+}
+ROUTERS |= NOISY
 CAUSAL = {
   'top_1': functools.partial(routing.top_k, k=1, causal=True),
   'top_2': functools.partial(routing.top_k, causal=True),
@@ -43,6 +44,12 @@ CAUSAL = {
 SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
 every_router = pytest.mark.parametrize(
   'router', ROUTERS.values(), ids=ROUTERS.keys()
+)
+# Noise is drawn expert by expert, so it gives them an order.
+quiet_router = pytest.mark.parametrize(
+  'router',
+  [router for name, router in ROUTERS.items() if name not in NOISY],
+  ids=[name for name in ROUTERS if name not in NOISY],
 )
 
 T5X, _ = golden('t5x_routers')
@@ -176,16 +183,15 @@ def test_slots(router, seed, size):
   assert all(np.isfinite(x) for x in routed.aux.values())
 
 
-@every_router
+@quiet_router
 @SETTINGS
 @given(seed=st.integers(0, 10**6), size=sizes)
 def test_experts_have_no_order(router, seed, size):
-  logits, C, mask, _ = make(seed, size)
+  logits, C, mask, key = make(seed, size)
   S, E = logits.shape[1:]
   permutation = np.random.RandomState(seed + 1).permutation(E)
-  # Without a key: noise is drawn expert by expert.
-  first = compiled(router, C)(logits, mask, None)
-  second = compiled(router, C)(logits[..., permutation], mask, None)
+  first = compiled(router, C)(logits, mask, key)
+  second = compiled(router, C)(logits[..., permutation], mask, key)
   np.testing.assert_allclose(
     first.masks(S)[1][:, :, permutation], second.masks(S)[1], rtol=1e-6
   )
@@ -245,26 +251,23 @@ def test_renormalized_gradients_are_finite_for_large_logits(router):
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
-@every_router
-def test_the_key_decides_the_noise(router):
-  logits, C, mask, key = make(0, (2, 7, 4, 3))
-  # The seven tokens of a group all but tie, so that noise decides.
-  route = functools.partial(compiled(router, C), logits / 100, mask)
-  first, again, without = route(key), route(key), route(None)
+@pytest.mark.parametrize('name', ROUTERS)
+def test_the_key_decides_the_noise(name):
+  logits, C, mask, key = make(0, (2, 7, 4, 3), masked=0.0)
+  # Tokens that all but tie: noise decides where they go.
+  route = functools.partial(compiled(ROUTERS[name], C), logits / 100, mask)
+  first, again, other = route(key), route(key), route(jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, first, again)
-  noise_std = getattr(router, 'keywords', {}).get('noise_std', 0.0)
-  for other in (without, route(jax.random.key(1))):
-    same = np.array_equal(first.token, other.token)
-    assert same == (noise_std == 0), 'noise and keys do not go together'
+  same = np.array_equal(first.token, other.token)
+  assert same == (name not in NOISY), 'other keys, other noise'
 
 
-@every_router
-def test_without_a_key_there_is_no_noise(router):
+@pytest.mark.parametrize('name', NOISY)
+def test_without_a_key_there_is_no_noise(name):
   logits, C, mask, key = make(0, (2, 7, 4, 3))
-  noisy = compiled(router, C, noise_std=3.0)(logits, mask, None)
-  quiet = compiled(router, C, noise_std=0.0)(logits, mask, key)
+  noisy = compiled(ROUTERS[name], C)(logits, mask, None)
+  quiet = compiled(ROUTERS[name.removesuffix('_noisy')], C)(logits, mask, key)
   jax.tree.map(np.testing.assert_array_equal, noisy, quiet)
-  assert 'load' not in noisy.aux
 
 
 def test_full_capacity_takes_every_token():

@@ -39,15 +39,18 @@ IMPORTS = {
   'receipt': {'checkpoints', 'evaluate', 'losses', 'surgery', 'trees'},
   'convert': {
     'checkpoints',
+    'compatibility',
     'expert_init',
     'initialize',
     'receipt',
     'results',
     'surgery',
   },
+  'compatibility': {'checkpoints'},
   'transfer': {'checkpoints', 'positions', 'surgery', 'trees'},
   'initialize': {
     'checkpoints',
+    'compatibility',
     'evaluate',
     'expert_init',
     'losses',

@@ -9,7 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from upcycle import checkpoints, initialize, receipt, results, surgery
+from upcycle import (
+  checkpoints,
+  compatibility,
+  initialize,
+  receipt,
+  results,
+  surgery,
+)
 from upcycle import expert_init as inits
 from upcycle.checkpoints import state as run_state
 
@@ -50,7 +57,9 @@ def convert(
   if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
     raise ValueError(f'{output} holds a run or a conversion: take another.')
   source = checkpoints.read(dense)
-  params = initialize.upcycled(source, model, seed, expert_init)
+  compatibility.check(source, model.config, initialize.param_shapes(model))
+  with compatibility.explained(source, model.config):
+    params = initialize.upcycled(source, model, seed, expert_init)
   written = receipt.of_surgery(source, params, expert_init, seed)
   if format == 't5x':
     checkpoints.t5x.write(

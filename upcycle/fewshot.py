@@ -21,6 +21,7 @@ from upcycle import ridge
 
 # [i] is {'image': uint8 [H, W, C], 'labels': [1]}; has len and num_classes.
 Source = Any
+Labels = tuple[Int[np.ndarray, ' N'], Int[np.ndarray, ' n']]
 
 
 def fit_image(image: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -86,7 +87,7 @@ class Fewshot:
     """
     began = time.perf_counter()
     results = {
-      name: self._results(name, model, params, *sources)
+      name: self._results(model, params, sources, self._labels[name])
       for name, sources in self.sets.items()
     }
     values = {}
@@ -99,12 +100,26 @@ class Fewshot:
         values[f'{shot}shot/{name}'] = float(mean)
     return values | {'evaluation_seconds': time.perf_counter() - began}
 
+  @functools.cached_property
+  def _labels(self) -> dict[str, Labels]:
+    """Of each set's train and test images, which are all read for them."""
+    found = {
+      name: tuple(_read_labels(name, source) for source in sources)
+      for name, sources in self.sets.items()
+    }
+    for name, labels in found.items():
+      _check_classes(name, *labels)
+    return found
+
   def _results(
-    self, name: str, model: Any, params: Any, train: Source, test: Source
+    self,
+    model: Any,
+    params: Any,
+    sources: tuple[Source, Source],
+    labels: Labels,
   ) -> list[ridge.Accuracies]:
     """For each draw, accuracies by (shot, L2)."""
-    labels, test_labels = (_labels(name, source) for source in (train, test))
-    _check_classes(name, labels, test_labels)
+    (train, test), (labels, test_labels) = sources, labels
     drawn = [
       {n: ridge.draw(labels, n, seed) for n in self.shots}
       for seed in range(self.seeds)
@@ -154,7 +169,7 @@ def _apply(model: Any, params: Any, images: Any, valid: Any) -> jax.Array:
   return features.astype(jnp.float32)
 
 
-def _labels(name: str, source: Source) -> Int[np.ndarray, ' N']:
+def _read_labels(name: str, source: Source) -> Int[np.ndarray, ' N']:
   labels = [np.ravel(source[i]['labels']) for i in range(len(source))]
   several = [i for i, x in enumerate(labels) if len(x) != 1]
   if several or not labels:

@@ -12,6 +12,7 @@ import optax
 
 from upcycle import (
   checkpoints,
+  compatibility,
   losses,
   optim,
   receipt,
@@ -131,9 +132,11 @@ def from_checkpoint(
       state to expand; all offenders are listed.
   """
   source, shapes = checkpoints.read(init.path), param_shapes(model)
-  source, rules, slot_rules = transfer.adapt(
-    source, shapes, init.replace, init.resize_positions
-  )
+  compatibility.check(source, model.config, shapes)
+  with compatibility.explained(source, model.config):
+    source, rules, slot_rules = transfer.adapt(
+      source, shapes, init.replace, init.resize_positions
+    )
   expand = init.optimizer_state == 'expand'
   if expand:
     _check_slots(source, jax.eval_shape(optimizer.init, shapes), slot_rules)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from upcycle.checkpoints import naming, vit_shapes
+from upcycle.checkpoints import naming, vit_facts, vit_shapes
 from upcycle.checkpoints.arrays import LazyArray
 
 # A ViTModel has no prefix; a block is named so since transformers 5 in memory.
@@ -28,10 +28,10 @@ def _norm(source: str, target: str) -> tuple[tuple[str, str], ...]:
   )
 
 
-def _projection(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+def _projection(name: str) -> tuple[tuple[str, str], ...]:
   return _layer(
-    rf'{_BLOCK}\.attention\.(?:attention\.{theirs}|{theirs[0]}_proj)',
-    f'{_OURS}/{vit_shapes.ATTENTION}/{ours}',
+    rf'{_BLOCK}\.attention\.(?:attention\.{name}|{name[0]}_proj)',
+    f'{_OURS}/{vit_shapes.ATTENTION}/{name}',
   )
 
 
@@ -39,15 +39,13 @@ _EMBEDDINGS = rf'{_PREFIX}embeddings'
 _RULES = (
   (rf'{_EMBEDDINGS}\.cls_token', 'cls'),
   (rf'{_EMBEDDINGS}\.position_embeddings', vit_shapes.POSITIONS),
-  # For masked-image training; the pooler is for nothing that is published.
+  # For masked images, and for features that are no classifier's.
   (rf'{_EMBEDDINGS}\.mask_token', naming.UNUSED),
   (rf'{_PREFIX}pooler\.dense\.(?:weight|bias)', naming.UNUSED),
   *_layer(rf'{_EMBEDDINGS}\.patch_embeddings\.projection', 'embedding'),
-  *(
-    rule
-    for name in ('query', 'key', 'value')
-    for rule in _projection(name, name)
-  ),
+  *_projection('query'),
+  *_projection('key'),
+  *_projection('value'),
   *_layer(
     rf'{_BLOCK}\.attention\.(?:output\.dense|o_proj)',
     f'{_OURS}/{vit_shapes.ATTENTION}/out',
@@ -80,7 +78,6 @@ _ACTIVATIONS = {
   'gelu_new': 'gelu',
   'gelu_pytorch_tanh': 'gelu',
 }
-
 # A Linear is stored as outputs, inputs; a convolution as OIHW.
 _TURNED = {2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -107,7 +104,7 @@ def convert(
   params = {
     path: _ours(leaf, shapes.get(path)) for path, leaf in params.items()
   }
-  problems = vit_shapes.problems(params, facts)
+  problems = vit_facts.misfits(params, facts)
   if problems:
     raise ValueError(
       f'{where} holds tensors that do not fit its config.json:\n  '
@@ -152,8 +149,8 @@ def _ours(leaf: LazyArray, shape: tuple[int, ...] | None) -> LazyArray:
   """
   axes = _TURNED.get(leaf.ndim, tuple(range(leaf.ndim)))
   target = tuple(leaf.shape[axis] for axis in axes)
-  is_square = len(set(target)) == 1
-  if shape and is_square and len(shape) > leaf.ndim:
+  # Only [M,M] and [M] have heads to split: other shapes are not forced to fit.
+  if shape and len(shape) > leaf.ndim and target == (target[0],) * leaf.ndim:
     target = shape if math.prod(shape) == leaf.size else target
   return LazyArray(
     target,

@@ -11,57 +11,13 @@ from typing import Any
 import numpy as np
 
 from upcycle import trees
-from upcycle.checkpoints import naming, npz, stores, vit_shapes
+from upcycle.checkpoints import naming, npz, stores, vit_facts
 from upcycle.checkpoints.arrays import Checkpoint, LazyArray
+from upcycle.checkpoints.vit_names import TABLES
+from upcycle.checkpoints.vit_shapes import POSITIONS
 
 SUFFIX = '.npz'
 Flat = dict[str, LazyArray]
-_BLOCK = r'Transformer/encoderblock_(\d+)'
-_OWN_BLOCK = r'Transformer/encoderblock_\1'
-_ENDS = (r'cls|(embedding|pre_logits|head)/.+', r'\g<0>')
-# big_vision's models/vit.py was written to match the names of vit_jax. Before
-# Linen, submodules were numbered across their classes: 0, 1, 2, 3.
-_VIT_JAX = (
-  _ENDS,
-  (
-    r'(?:Transformer/)?(?:posembed_input/)?pos_embedding',
-    vit_shapes.POSITIONS,
-  ),
-  (rf'{_BLOCK}/(LayerNorm_0|Moe)/(.+)', rf'{_OWN_BLOCK}/\2/\3'),
-  (rf'{_BLOCK}/LayerNorm_[12]/(.+)', rf'{_OWN_BLOCK}/LayerNorm_1/\2'),
-  (
-    rf'{_BLOCK}/MultiHeadDotProductAttention_[01]/(.+)',
-    rf'{_OWN_BLOCK}/{vit_shapes.ATTENTION}/\2',
-  ),
-  (rf'{_BLOCK}/MlpBlock_[03]/(.+)', rf'{_OWN_BLOCK}/MlpBlock_0/\2'),
-  (r'Transformer/encoder_norm/.+', r'\g<0>'),
-  # The parts of ViT-G's head lay at the root at first.
-  (r'(?:MAPHead_0/)?probe', 'MAPHead_0/probe'),
-  (
-    r'(?:MAPHead_0/)?((?:MultiHeadDotProductAttention|LayerNorm|MlpBlock)_0/.+)',
-    r'MAPHead_0/\1',
-  ),
-)
-_VMOE = (
-  _ENDS,
-  (
-    r'Encoder/((?:posembed_input|encoder_norm)/.+'
-    r'|encoderblock_\d+/(?:LayerNorm_[01]|Moe)/.+)',
-    r'Transformer/\1',
-  ),
-  (
-    r'Encoder/(encoderblock_\d+)/SelfAttention/(.+)',
-    rf'Transformer/\1/{vit_shapes.ATTENTION}/\2',
-  ),
-  (r'Encoder/(encoderblock_\d+)/Mlp/(.+)', r'Transformer/\1/MlpBlock_0/\2'),
-  (r'MapHead/probe', 'MAPHead_0/probe'),
-  (
-    r'MapHead/(MultiHeadDotProductAttention|LayerNorm)/(.+)',
-    r'MAPHead_0/\1_0/\2',
-  ),
-  (r'MapHead/Mlp/(.+)', r'MAPHead_0/MlpBlock_0/\1'),
-)
-TABLES = {'vit_jax or big_vision': _VIT_JAX, 'vmoe': _VMOE}
 # Where in a training state the parameters are: with optax, with flax.optim.
 _PREFIXES = ('params/', 'opt/target/')
 _SCANNED = re.compile(r'(Transformer/encoderblock)/(.+)')
@@ -113,16 +69,8 @@ def convert(arrays: Flat, where: str) -> tuple[Flat, dict[str, Any], str]:
   table = max(TABLES, key=lambda name: _known(layers, TABLES[name]))
   params, problems = naming.rename(layers, TABLES[table])
   params = _with_class_position(params)
-  facts = {}
-  try:
-    facts = vit_shapes.facts(params)
-    problems += vit_shapes.problems(params, facts)
-  except ValueError as error:
-    problems.append(str(error))
-  if problems:
-    raise ValueError(
-      f'{where} is no ViT of {" or ".join(TABLES)}:\n  ' + '\n  '.join(problems)
-    )
+  where = f'{where} is no ViT of {" or ".join(TABLES)}'
+  facts = vit_facts.check(params, where, problems)
   return params, facts | _FIXED, table
 
 
@@ -159,12 +107,12 @@ def _unstack(arrays: Flat) -> Flat:
 
 def _with_class_position(params: Flat) -> Flat:
   """A position 0 for the class token, to which big_vision adds none."""
-  positions = params.get(vit_shapes.POSITIONS)
+  positions = params.get(POSITIONS)
   if (
     'cls' not in params
     or positions is None
     or len(positions.shape) != 3
-    or not vit_shapes.is_square(positions.shape[1])
+    or not vit_facts.is_square(positions.shape[1])
   ):
     return params
   one, patches, width = positions.shape
@@ -173,7 +121,7 @@ def _with_class_position(params: Flat) -> Flat:
     positions.dtype,
     lambda: np.pad(positions.read(), ((0, 0), (1, 0), (0, 0))),
   )
-  return params | {vit_shapes.POSITIONS: padded}
+  return params | {POSITIONS: padded}
 
 
 def _step(arrays: Flat) -> int:
@@ -205,11 +153,5 @@ def write(path: str | os.PathLike, params: Mapping[str, Any]) -> Path:
   if not path.endswith(SUFFIX) or stores.is_remote(path):
     raise ValueError(f'{path} is no local name that ends in {SUFFIX}.')
   flat = trees.flatten(params)
-  model = vit_shapes.facts(flat)
-  problems = vit_shapes.problems(flat, model)
-  if problems:
-    raise ValueError(
-      f'Not written to {path}, these do not fit a ViT:\n  '
-      + '\n  '.join(problems)
-    )
+  vit_facts.check(flat, f'Not written to {path} since it is no ViT')
   return npz.write(path, flat)

@@ -7,11 +7,13 @@ Resizing is bilinear with antialiasing.
 
 import math
 
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 from PIL import Image
 
 Pixels = UInt8[np.ndarray, 'H W C'] | Float32[np.ndarray, 'H W C']
+# Of another size, or with other channels.
+Others = UInt8[np.ndarray, 'h w c'] | Float32[np.ndarray, 'h w c']
 Rng = np.random.Generator
 
 
@@ -47,7 +49,7 @@ def inception_crop(
   size: int = 224,
   area: tuple[float, float] = (0.05, 1.0),
   aspect: tuple[float, float] = (0.75, 1.33),
-) -> Pixels:
+) -> Others:
   """A random part of the image, resized to a square (Szegedy et al., 2015).
 
   As TensorFlow's sample_distorted_bounding_box draws it: the aspect ratio is
@@ -73,13 +75,13 @@ def inception_crop(
   return _resize(image, size, size)
 
 
-def resize(image: Pixels, rng: Rng, *, size: int = 224) -> Pixels:
+def resize(image: Pixels, rng: Rng, *, size: int = 224) -> Others:
   """To a square, whatever the aspect ratio was."""
   del rng
   return _resize(image, size, size)
 
 
-def resize_small(image: Pixels, rng: Rng, *, size: int = 256) -> Pixels:
+def resize_small(image: Pixels, rng: Rng, *, size: int = 256) -> Others:
   """The smaller side to `size`, the aspect ratio stays."""
   del rng
   height, width = image.shape[:2]
@@ -87,7 +89,7 @@ def resize_small(image: Pixels, rng: Rng, *, size: int = 256) -> Pixels:
   return _resize(image, round(height * factor), round(width * factor))
 
 
-def central_crop(image: Pixels, rng: Rng, *, size: int = 224) -> Pixels:
+def central_crop(image: Pixels, rng: Rng, *, size: int = 224) -> Others:
   """The square in the middle; a ValueError if the image is smaller."""
   del rng
   height, width = image.shape[:2]
@@ -100,18 +102,18 @@ def central_crop(image: Pixels, rng: Rng, *, size: int = 224) -> Pixels:
   return image[top : top + size, left : left + size]
 
 
-def grey_to_rgb(image: Pixels, rng: Rng) -> Pixels:
+def grey_to_rgb(image: Pixels, rng: Rng) -> Others:
   """Three equal channels of one; an image of three stays as it is."""
   del rng
   return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
-def rgb_to_grey(image: Pixels, rng: Rng) -> Pixels:
+def rgb_to_grey(image: Pixels, rng: Rng) -> Others:
   """The luma of ITU-R 601 of three channels; an image of one stays as it is."""
   del rng
   if image.shape[-1] == 1:
     return image
-  luma: Float64[np.ndarray, 'H W'] = image @ np.array([0.299, 0.587, 0.114])
+  luma: Float[np.ndarray, 'H W'] = image @ np.array([0.299, 0.587, 0.114])
   grey = np.rint(luma) if image.dtype == np.uint8 else luma
   return grey[..., None].astype(image.dtype)
 
@@ -127,7 +129,7 @@ def from_pil(image: Image.Image) -> UInt8[np.ndarray, 'H W C']:
   return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _resize(image: Pixels, height: int, width: int) -> Pixels:
+def _resize(image: Pixels, height: int, width: int) -> Others:
   if image.shape[:2] == (height, width):
     return image
   bilinear = Image.Resampling.BILINEAR

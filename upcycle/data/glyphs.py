@@ -59,12 +59,12 @@ def families(path: str | Path = FAMILIES) -> list[Family]:
   """The rows of a list of families: name, version, split, sha256.
 
   Raises:
-    ValueError: lines that are no such rows, or families named twice, all of
-      them.
+    ValueError: lines that are no such rows, families named twice, splits
+      without a family: all of them.
   """
   text = Path(path).read_text(encoding='utf-8')
-  rows = [x.split() for x in text.splitlines() if not x.startswith('#')]
-  names = [row[0] for row in rows if row]
+  rows = [x.split() for x in text.splitlines() if x and x[0] != '#']
+  names = [row[0] for row in rows]
   bad = [
     ' '.join(row)
     for row in rows
@@ -73,10 +73,13 @@ def families(path: str | Path = FAMILIES) -> list[Family]:
     or not re.fullmatch('[0-9a-f]{64}', row[3])
     or names.count(row[0]) > 1
   ]
-  if bad or not rows:
+  bad += [
+    f'no family of {x}' for x in SPLITS if not any(x in row for row in rows)
+  ]
+  if bad:
     raise ValueError(
       f'{path}: a line is NAME VERSION SPLIT SHA256 of a family, once each, '
-      f'with a split of {SPLITS}. Not so: {bad or "there is no line"}.'
+      f'and all splits of {SPLITS} occur. Not so: {bad}.'
     )
   return [
     Family(Package('npm', f'@fontsource/{name}', version, digest), split)
@@ -131,12 +134,19 @@ def _image(
   font: ImageFont.FreeTypeFont, character: str
 ) -> UInt8[np.ndarray, 'H W 1']:
   """White on black, the middle of its box in the middle of the image."""
-  left, top, right, bottom = font.getbbox(character)
-  longest = max(right - left, bottom - top)
+  glyph = _cut(font, character)
+  longest = max(glyph.size)
   if longest > SIZE - 2 * MARGIN:
-    font = font.font_variant(size=font.size * (SIZE - 2 * MARGIN) / longest)
-    left, top, right, bottom = font.getbbox(character)
+    small = font.size * (SIZE - 2 * MARGIN) / longest
+    glyph = _cut(font.font_variant(size=small), character)
   image = Image.new('L', (SIZE, SIZE))
-  corner = (SIZE - left - right) // 2, (SIZE - top - bottom) // 2
-  ImageDraw.Draw(image).text(corner, character, fill=255, font=font)
+  image.paste(glyph, ((SIZE - glyph.width) // 2, (SIZE - glyph.height) // 2))
   return np.asarray(image)[..., None]
+
+
+def _cut(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
+  """The pixels of a glyph and no others; a font's own box has more."""
+  image = Image.new('L', (4 * SIZE, 4 * SIZE))
+  draw = ImageDraw.Draw(image)
+  draw.text((2 * SIZE, 2 * SIZE), character, 255, font, anchor='mm')
+  return image.crop(image.getbbox() or (0, 0, 1, 1))

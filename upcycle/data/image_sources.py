@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled images by index: prepared arrays, folders of files, TFDS.
+"""Labelled images by index: folders of files, TFDS.
 
 An element is {'image': uint8 [H, W, C], 'labels': integers [k]}.
 """
@@ -12,11 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from upcycle.data import manifests
-
-WHAT = 'image set'
-PREPARE = 'run `python scripts/prepare_data.py images`'
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,31 +28,6 @@ class Source(Sequence):
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     return self.read(i)
-
-
-def local(
-  name: str, split: str = 'train', directory: str | Path = 'data'
-) -> Source:
-  """A set of scripts/prepare_data.py, memory mapped.
-
-  Raises:
-    FileNotFoundError: there is none; it says how to prepare one.
-    ValueError: files that are damaged, or an unknown split.
-  """
-  path = Path(directory) / 'images' / name
-  found = manifests.verify(path, WHAT, PREPARE)
-  if split not in found['splits']:
-    raise ValueError(
-      f'{path} has no split {split!r}; it has {sorted(found["splits"])}.'
-    )
-  # A plain view: a memmap takes microseconds for every slice.
-  images = np.asarray(np.load(path / f'{split}_images.npy', mmap_mode='r'))
-  labels = np.load(path / f'{split}_labels.npy')
-
-  def read(i: int) -> dict[str, np.ndarray]:
-    return {'image': images[i], 'labels': labels[i : i + 1]}
-
-  return Source(f'{path}, {split}', len(found['classes']), len(images), read)
 
 
 def folder(path: str | Path, split: str = 'train') -> Source:
@@ -151,7 +121,7 @@ def tfds(
     raise ValueError(
       f'TFDS {name!r}, split {split!r} in {data_dir or "its own folder"} '
       f'cannot be read; `tfds build {name} --file_format=array_record` '
-      f'prepares it. {type(error).__name__}: {error}'
+      f'prepares it. {type(error).__name__}: {str(error).strip()[:200]}'
     ) from error
   features = data.dataset_info.features
   key = 'labels' if 'labels' in features else 'label'

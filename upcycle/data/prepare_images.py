@@ -6,14 +6,12 @@ from pathlib import Path
 import time
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
-from upcycle.data import glyphs, image_sets, manifests, packages
+from upcycle.data import glyphs, image_arrays, image_sets, packages
 from upcycle.data.image_sets import ImageSet
-from upcycle.data.image_sources import PREPARE, WHAT
 
 
 def prepare(
@@ -63,7 +61,7 @@ def prepare(
 
 def _families(families: str | Path | int | None) -> list[glyphs.Family]:
   if families is None or isinstance(families, int):
-    rows = glyphs.families()
+    rows = glyphs.families(glyphs.FAMILIES)
   else:
     return glyphs.families(families)
   train = [f for f in rows if f.split == 'train']
@@ -79,7 +77,7 @@ def _chosen(sets: Sequence[str] | None, known: dict) -> Sequence[str]:
   unknown = [name for name in sets or () if name not in known]
   if unknown:
     raise ValueError(f'There are no sets {unknown}; there are {sorted(known)}.')
-  return known if sets is None else sets
+  return list(known) if sets is None else sets
 
 
 def _origin(row: ImageSet) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def _existing(folder: Path, row: ImageSet, console: Console) -> dict | None:
   if not folder.exists():
     return None
   try:
-    manifest = manifests.verify(folder, WHAT, PREPARE)
+    manifest = image_arrays.verify(folder)
   except (ValueError, FileNotFoundError) as error:
     console.print(f'Preparing {folder} again. {error}')
     return None
@@ -139,31 +137,11 @@ def _build(directory, sets: dict[str, ImageSet], console) -> dict[str, dict]:
       task = progress.add_task(f'images {name}', total=1)
       splits = row.load([paths[p] for p in row.packages])
       folder = directory / 'images' / name
-      found[name] = write(folder, splits, row.classes, _origin(row))
+      found[name] = image_arrays.write(
+        folder, splits, row.classes, _origin(row)
+      )
       progress.update(task, completed=1)
   return found
-
-
-def write(
-  folder: str | Path,
-  splits: image_sets.Splits,
-  classes: Sequence[str],
-  origin: dict[str, Any],
-) -> dict[str, Any]:
-  """Writes a folder of images and returns its manifest."""
-
-  def fill(new: Path) -> dict[str, Any]:
-    counts = {}
-    for split, examples in splits.items():
-      images = np.stack([e.image for e in examples])
-      labels = np.array([e.label for e in examples], np.int32)
-      np.save(new / f'{split}_images.npy', images)
-      np.save(new / f'{split}_labels.npy', labels)
-      shape = 'x'.join(map(str, images.shape[1:]))
-      counts[split] = {'images': len(images), 'shape': shape}
-    return {'origin': origin, 'classes': list(classes), 'splits': counts}
-
-  return manifests.write(folder, fill)
 
 
 def _report(found: dict[str, dict | None], console: Console) -> None:

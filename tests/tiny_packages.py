@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages of a few files, and what stands in for npm and pip."""
+
+import hashlib
+import io
+import pathlib
+import re
+import subprocess
+import tarfile
+import zipfile
+
+from upcycle.data import packages
+
+
+def tarball(files: dict[str, bytes]) -> bytes:
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode='w:gz') as archive:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+  return out.getvalue()
+
+
+def wheel(files: dict[str, bytes]) -> bytes:
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w') as archive:
+    for name, content in files.items():
+      archive.writestr(name, content)
+  return out.getvalue()
+
+
+class Client:
+  """Stands in for npm and pip: writes the content where it is told to."""
+
+  def __init__(self, contents: dict[str, bytes]):
+    self.contents, self.commands = contents, []
+
+  def __call__(self, command, **options):
+    del options
+    self.commands.append(command)
+    given = ' '.join(command)
+    folder = re.search(r'(?:--dest|--pack-destination)=(\S+)', given)[1]
+    required = re.search(r'--requirement=(\S+)', given)
+    if required:
+      given += pathlib.Path(required[1]).read_text()
+    for name, content in self.contents.items():
+      if name in given:
+        (pathlib.Path(folder) / 'file').write_bytes(content)
+        return subprocess.CompletedProcess(command, 0, '', '')
+    return subprocess.CompletedProcess(command, 1, '', 'first\nno such package')
+
+
+def package(kind: str, content: bytes, name: str = 'words'):
+  digest = hashlib.sha256(content).hexdigest()
+  return packages.Package(kind, name, '1.0', digest)
