@@ -18,16 +18,21 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest \
 	--no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean
+.PHONY: help demo demo-vit test lint lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | \
-	  awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 demo: $(VENV)/demo.stamp  ## set-up, then dense against upcycled T5 on real text
 	@command -v npm >/dev/null || echo 'npm is not installed: the text comes' \
 	  'from Python packages alone and is another, smaller mix.'
-	$(TRAIN_ENV) $(BIN)/python scripts/demo.py
+	$(TRAIN_ENV) $(BIN)/python scripts/demo.py t5
+
+demo-vit: $(VENV)/demo.stamp  ## the same for vision: a ViT on rendered letters
+	@command -v npm >/dev/null || { echo 'npm is not installed, and the' \
+	  'typefaces come by it: install Node.js.'; exit 1; }
+	$(TRAIN_ENV) $(BIN)/python scripts/demo.py vit
 
 test: $(VENV)/test.stamp lint  ## set-up with TensorFlow, lint, all tests
 	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -1,24 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse upcycling on a laptop: one dense T5, continued dense and upcycled.
+"""Sparse upcycling on a laptop: one dense model, continued dense and upcycled.
 
-  python scripts/demo.py
+  python scripts/demo.py t5
+  python scripts/demo.py vit
 
-prepares real text, takes the small dense T5 of experiments/00_demo, goes on
-from it twice, once dense and once upcycled, on the same batches, and draws what
-came of it. Every step is a command that is shown and can be given by itself;
-what is done already is not done again. Remove runs/demo_t5 to start anew.
+prepares real text, or images of letters, and goes on from one dense model
+twice, once dense and once upcycled, on the same batches, and draws what came of
+it. The small dense T5 is that of experiments/00_demo; the small dense ViT is
+trained first. Every step is a command that is shown and can be given by itself;
+what is done already is not done again. Remove runs/demo_t5 or runs/demo_vit to
+start anew.
 """
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 import shlex
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-DENSE = Path('experiments/00_demo')
-RUNS = Path('runs/demo_t5')
+DENSE_T5 = Path('experiments/00_demo')
+
+
+class Demo(NamedTuple):
+  """What differs between the demos.
+
+  prepare returns the macros of the gin files; metrics are (name, label, whether
+  more is better), the first of which the words are about.
+  """
+
+  title: str
+  prepare: Callable[[Path], dict[str, Path]]
+  metrics: tuple[tuple[str, str, bool], ...]
 
 
 def run(*command: str) -> None:
@@ -28,85 +44,122 @@ def run(*command: str) -> None:
   subprocess.run(command, cwd=ROOT, check=True)
 
 
-def prepare() -> Path:
-  """Tokenizes the text with the dense model's vocabulary."""
-  vocabulary = DENSE / 'vocabulary.model'
+def train(config: str, macros: Mapping[str, Path]) -> None:
+  """Trains with a gin file of configs/."""
+  run(
+    'scripts/train.py',
+    f'--gin_file=configs/{config}.gin',
+    *(f"--gin.{name}='{value}'" for name, value in macros.items()),
+  )
+
+
+def prepare_text(_: Path) -> dict[str, Path]:
+  """Tokenizes the text with the dense T5's vocabulary."""
+  vocabulary = DENSE_T5 / 'vocabulary.model'
   run('scripts/prepare_data.py', 'text', f'--vocabulary={vocabulary}')
   # Without npm it is the smaller mix 'pip', which comes after 'default'.
   found = sorted((ROOT / 'data/text').glob(f'*_{vocabulary.stem}_*'))
-  return found[0].relative_to(ROOT)
+  return {
+    'CORPUS': found[0].relative_to(ROOT),
+    'DENSE_CHECKPOINT': DENSE_T5,
+  }
 
 
-def train(arm: str, corpus: Path) -> list[dict]:
-  """Trains with configs/{arm}_t5_laptop.gin; returns the evaluations."""
+def prepare_images(runs: Path) -> dict[str, Path]:
+  """Renders the letters, and trains the dense ViT on them."""
+  run('scripts/prepare_data.py', 'images', '--sets=glyphs,mnist')
+  train('pretrain_vit_laptop', {'MODEL_DIR': runs / 'pretrain'})
+  return {'DENSE_CHECKPOINT': runs / 'pretrain'}
+
+
+DEMOS = {
+  't5': Demo(
+    'A small T5 on real text, from one dense checkpoint',
+    prepare_text,
+    (('loss', 'validation loss', False),),
+  ),
+  'vit': Demo(
+    'A small ViT on letters, from one dense checkpoint',
+    prepare_images,
+    (
+      ('accuracy', 'precision@1, unseen typefaces', True),
+      ('10shot/mnist', '10-shot accuracy on MNIST', True),
+    ),
+  ),
+}
+
+
+def continued(arm: str, name: str, macros: Mapping[str, Path]) -> list[dict]:
+  """Trains one arm; returns its evaluations, of all kinds."""
   from upcycle import results
 
-  macros = {
-    'CORPUS': corpus,
-    'DENSE_CHECKPOINT': DENSE,
-    'MODEL_DIR': RUNS / arm,
-  }
-  run(
-    'scripts/train.py',
-    f'--gin_file=configs/{arm}_t5_laptop.gin',
-    *(f"--gin.{name}='{value}'" for name, value in macros.items()),
-  )
-  return results.read(ROOT / RUNS / arm, 'eval')
+  folder = Path('runs') / f'demo_{name}' / arm
+  train(f'{arm}_{name}_laptop', {**macros, 'MODEL_DIR': folder})
+  splits = ('eval', 'fewshot')
+  return [row for s in splits for row in results.read(ROOT / folder, s)]
 
 
-def summary(dense: list[dict], sparse: list[dict]) -> str:
-  """Three sentences on the two continuations' evaluations."""
-  start = dense[0]
-  steps, extra = (rows[-1]['step'] - start['step'] for rows in (dense, sparse))
-  ratio = sparse[-1]['seconds'] / extra / (dense[-1]['seconds'] / steps)
-  back = next((r for r in sparse[1:] if r['loss'] <= start['loss']), None)
-  recovered = (
-    'and it has not come back to it'
-    if back is None
-    else f'and it is back there after {back["step"] - start["step"]} steps'
-  )
-  return (
-    f'Surgery takes the validation loss of the dense checkpoint from '
-    f'{start["loss"]:.3f} to {sparse[0]["loss"]:.3f}, the initial drop in '
-    f'quality, {recovered}.\n'
-    f'After {steps} more steps the dense model is at {dense[-1]["loss"]:.3f}, '
-    f'and after {extra} the upcycled one is at {sparse[-1]["loss"]:.3f}; its '
-    f'steps take {ratio:.2f} times as long.\n'
-    f'For equal steps {verdict(dense, sparse, "step")}, for equal compute time '
-    f'{verdict(dense, sparse, "seconds")}.'
+def summary(demo: Demo, dense: list[dict], sparse: list[dict]) -> str:
+  """What the evaluations of the two continuations say, metric by metric."""
+  lines = []
+  for name, label, more in demo.metrics:
+    a, b = ([r for r in rows if name in r] for rows in (dense, sparse))
+    lines.append(
+      f'{label}: {a[0][name]:.3f} at the dense checkpoint, {b[0][name]:.3f} '
+      f'right after surgery; {a[-1]["step"] - a[0]["step"]} steps later '
+      f'{a[-1][name]:.3f} dense and {b[-1][name]:.3f} upcycled. For equal '
+      f'steps {verdict(a, b, name, more, "step")}, for equal compute time '
+      f'{verdict(a, b, name, more, "seconds")}.'
+    )
+  ratio = pace(sparse) / pace(dense)
+  return '\n'.join(
+    [*lines, f'An upcycled step takes {ratio:.2f} times as long.']
   )
 
 
-def verdict(dense: list[dict], sparse: list[dict], axis: str) -> str:
+def pace(rows: list[dict]) -> float:
+  """Seconds of compute a step."""
+  first, last = rows[0], max(rows, key=lambda r: r['step'])
+  return (last['seconds'] - first['seconds']) / (last['step'] - first['step'])
+
+
+def verdict(
+  dense: list[dict], sparse: list[dict], name: str, more: bool, axis: str
+) -> str:
   """Which arm is ahead at the end of what both have spent, and by how much."""
   import numpy as np
 
-  end = min(dense[-1][axis], sparse[-1][axis])
-  at_end = [
-    np.interp(end, [r[axis] for r in rows], [r['loss'] for r in rows])
-    for rows in (dense, sparse)
+  spent = [[r[axis] - rows[0][axis] for r in rows] for rows in (dense, sparse)]
+  end = min(x[-1] for x in spent)
+  ends = [
+    np.interp(end, x, [r[name] for r in rows])
+    for x, rows in zip(spent, (dense, sparse), strict=True)
   ]
-  name = 'the upcycled' if at_end[1] < at_end[0] else 'the dense'
-  return f'{name} model is ahead by {abs(at_end[0] - at_end[1]):.3f}'
+  ahead = 'the upcycled' if (ends[1] > ends[0]) == more else 'the dense'
+  return f'{ahead} model is ahead by {abs(ends[0] - ends[1]):.3f}'
 
 
 def main() -> None:
-  argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  ).parse_args()
-  began = time.perf_counter()
-  corpus = prepare()
-  dense, sparse = (train(arm, corpus) for arm in ('dense', 'upcycle'))
+  )
+  parser.add_argument('name', choices=sorted(DEMOS))
+  name = parser.parse_args().name
+  demo, began = DEMOS[name], time.perf_counter()
+  macros = demo.prepare(Path('runs') / f'demo_{name}')
+  dense, sparse = (continued(arm, name, macros) for arm in ('dense', 'upcycle'))
 
   from upcycle import results
 
+  first = {key: row[key] for row in reversed(dense) for key in row}
   files = results.comparison_figure(
-    ROOT / RUNS / 'figure',
+    ROOT / 'runs' / f'demo_{name}' / 'figure',
     {'dense continuation': dense, 'upcycled': sparse},
-    dense=dense[0]['loss'],
-    title='A small T5 on real text, from one dense checkpoint',
+    metrics={key: label for key, label, _ in demo.metrics},
+    dense={key: first[key] for key, _, _ in demo.metrics},
+    title=demo.title,
   )
-  print(f'\n{summary(dense, sparse)}')
+  print(f'\n{summary(demo, dense, sparse)}')
   print(f'\nFigure: {", ".join(str(f.relative_to(ROOT)) for f in files)}')
   print(f'{(time.perf_counter() - began) / 60:.1f} minutes')
 

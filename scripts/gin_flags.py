@@ -87,21 +87,28 @@ def _check_used(bindings: list[str]) -> None:
     )
 
 
-def bound(function, name: str, default=None):
+def bound(function, name: str, *default):
   """What the gin files bind to one parameter of a function.
+
+  Args:
+    function: a configurable.
+    name: of the parameter.
+    *default: what to return if nothing is bound to it.
 
   Raises:
     ValueError: nothing, and there is no default.
   """
   bindings = gin.get_bindings(function, resolve_references=False)
-  if name not in bindings and default is None:
-    raise ValueError(
-      f'The gin files bind nothing to {function.__name__}.{name}.'
-    )
-  if name not in bindings:
-    return default
   # A gin reference becomes its value when it is copied.
-  return copy.deepcopy(bindings[name])
+  value = copy.deepcopy(bindings[name]) if name in bindings else gin.REQUIRED
+  if value is not gin.REQUIRED:
+    return value
+  if default:
+    return default[0]
+  macro = f' = {bindings[name]}' if name in bindings else ''
+  raise ValueError(
+    f'The gin files and flags bind nothing to {function.__name__}.{name}{macro}'
+  )
 
 
 def run(main) -> None:

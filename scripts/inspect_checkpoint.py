@@ -2,7 +2,8 @@
 r"""Shows what a checkpoint holds, or how two of them differ.
 
 A path is a T5X folder (or the folder of several: the newest is shown), local
-or gs://; a Hugging Face folder or safetensors file; or a run's MODEL_DIR.
+or gs://; a Hugging Face folder or safetensors file; an .npz file of vit_jax,
+big_vision or V-MoE; or a run's MODEL_DIR.
 Names are those of this project whatever the format, so that any two can be
 compared. Nothing but names and shapes is read unless --values is given.
 

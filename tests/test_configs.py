@@ -3,13 +3,16 @@
 
 import inspect
 from pathlib import Path
+import re
 
 import gin
+import jax
+import numpy as np
 import pytest
 
-from tests import tiny_runs
-from upcycle import results, routing, train
-from upcycle.models import t5
+from tests import tiny_runs, tiny_vit_runs
+from upcycle import initialize, optim, results, routing, train
+from upcycle.models import t5, vit
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.gin'))
@@ -17,7 +20,10 @@ CONFIGS = sorted(ROOT.glob('configs/*.gin'))
 
 @pytest.fixture(scope='module')
 def paths(tmp_path_factory):
-  return tiny_runs.files(tmp_path_factory.mktemp('tiny'))
+  return {
+    tiny: tiny.files(tmp_path_factory.mktemp('tiny'))
+    for tiny in (tiny_runs, tiny_vit_runs)
+  }
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +33,34 @@ def clean_gin():
   gin.clear_config()
 
 
+def run(files, paths, model_dir, *changes):
+  """Two tiny steps of some gin files; the state, and the rows of training."""
+  text = ''.join(f'{file} {(ROOT / file).read_text()}' for file in files)
+  tiny = tiny_vit_runs if 'vit' in text else tiny_runs
+  bindings = tiny.bindings(text, paths[tiny], model_dir)
+  gin.parse_config_files_and_bindings(files, [*bindings, *changes])
+  state = gin.get_configurable(train.train)(config=gin.operative_config_str)
+  return state, results.read(model_dir, 'train')
+
+
 @pytest.mark.parametrize('file', CONFIGS, ids=lambda f: f.stem)
 # SeqIO's and TensorFlow's own deprecations.
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_trains(file, paths, tmp_path):
-  bindings = tiny_runs.bindings(file.read_text(), paths, tmp_path / 'run')
-  gin.parse_config_files_and_bindings([str(file)], bindings)
-  state = gin.get_configurable(train.train)(config=gin.operative_config_str)
-  start = 1000 if 'DENSE_CHECKPOINT' in file.read_text() else 0
-  assert int(state.step) == start + 2
-  rows = results.read(tmp_path / 'run', 'train')
-  sparse = any('mlp/load' in name for name in rows[0])
-  assert sparse == file.stem.startswith(('upcycle', 'scratch_moe'))
-  assert (tmp_path / 'run/receipt.json').exists() == (start > 0)
+def test_trains(file, paths, tmp_path, monkeypatch):
+  if 'vit' in file.stem:
+    tiny_vit_runs.fake_tfds(monkeypatch)
+  text = file.read_text()
+  # The command in its header names what it goes with.
+  files = re.findall(r'--gin_file=(\S+)', text)
+  assert files[-1] == f'configs/{file.name}'
+  state, rows = run(files, paths, tmp_path / 'run')
+  text = ''.join((ROOT / f).read_text() for f in files)
+  continues = 'DENSE_CHECKPOINT =' in text
+  assert int(state.step) == 2 + 1000 * continues
+  sparse = any(name.endswith('/load') for name in rows[0])
+  assert sparse == ('moe.gin' in text)
+  begun = continues or 'finetune' in file.stem
+  assert (tmp_path / 'run/receipt.json').exists() == begun
   text = (tmp_path / 'run/config.gin').read_text()
   assert 'num_steps = 2' in text and 'mlp_dim = 24' in text
 
@@ -65,3 +86,24 @@ def test_the_papers_setting(size):
   assert config.decoder_moe.aux_weights == (('load_balance', 0.01),)
   defaults = inspect.signature(routing.top_k).parameters
   assert gin.get_bindings(routing.top_k).get('k', defaults['k'].default) == 2
+
+
+@pytest.mark.parametrize('size', ['b32', 'b16', 'l32', 'l16'])
+def test_the_papers_vision_setting(size):
+  file = ROOT / f'configs/upcycle_vit_{size}.gin'
+  gin.parse_config_files_and_bindings([str(file)], [], finalize_config=False)
+  config = gin.get_configurable(vit.preset)()
+  published = vit.preset(f'vit_{size}')
+  for field in ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size'):
+    assert getattr(config, field) == getattr(published, field)
+  assert (config.image_size, config.pool_type) == (224, 'gap')
+  layers = config.sparse_layers()
+  assert tuple(layers) == tuple(range(config.depth // 2, config.depth))
+  layer = layers[config.depth - 1]
+  assert layer.num_experts == 32 and layer.capacity_factor == 2.0
+  assert layer.router_std == 0.02 and layer.group_size is None
+  assert layer.router.__name__ == 'expert_choice'
+  assert layer.aux_weights == ()
+  assert gin.get_bindings(routing.expert_choice) == {'renormalize': True}
+  assert gin.get_bindings(initialize.InitFrom)['optimizer_state'] == 'expand'
+  assert gin.get_bindings('train/images.batches')['batch_size'] == 4096

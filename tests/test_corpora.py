@@ -72,6 +72,40 @@ def test_npm_is_named_when_missing(tmp_path, monkeypatch):
     packages.fetch(package('npm', b''), tmp_path, Client({}))
 
 
+@pytest.fixture
+def many(monkeypatch, npm):
+  """Ten packages, and the client that fetches them."""
+  client = Client({f'words-{i}': b'%d' % i for i in range(10)})
+  download = packages._download
+  monkeypatch.setattr(
+    packages, '_download', lambda p, folder, run: download(p, folder, client)
+  )
+  return client
+
+
+def test_many_packages_come_in_few_calls(tmp_path, many):
+  wanted = [package('npm', raw, name) for name, raw in many.contents.items()]
+  packages.fetch(wanted[4], tmp_path)
+  came = []
+  found = packages.fetch_all(wanted, tmp_path, came.append)
+  assert [found[p].read_bytes() for p in wanted] == [*many.contents.values()]
+  assert sorted(came) == wanted
+  specs = [[x for x in c if '@' in x] for c in many.commands]
+  assert sorted(map(len, specs)) == [1, 2, 7]
+  assert {x for spec in specs for x in spec} == {
+    f'{p.name}@1.0' for p in wanted
+  }
+
+
+def test_one_changed_package_of_many_is_refused(tmp_path, many):
+  wanted = [package('npm', raw, name) for name, raw in many.contents.items()]
+  wanted[5] = wanted[5]._replace(sha256='0' * 64)
+  with pytest.raises(ValueError, match=r'words-5-1\.0\.tgz has sha256'):
+    packages.fetch_all(wanted, tmp_path, lambda _: None)
+  assert not packages.target(wanted[5], tmp_path).exists()
+  assert not list(tmp_path.glob('.*'))
+
+
 @pytest.mark.parametrize('archive', [tarball, wheel])
 def test_members_come_by_name(archive, tmp_path):
   path = tmp_path / 'archive'

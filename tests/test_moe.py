@@ -212,6 +212,29 @@ def test_groups_need_not_divide_the_batch(tokens, size, multiple):
   np.testing.assert_allclose(dense, sparse, rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_of_noise_is_of_training_alone():
+  """V-MoE's load loss has the name of a metric: both are there."""
+  router = functools.partial(routing.top_k, noise_std=1.0)
+  config = moe.MoeConfig(
+    num_experts=4, router=router, aux_weights=(('load', 0.5),)
+  )
+  module, x = layer(config), jax.random.normal(jax.random.key(0), (1, 8, 16))
+  params = module.init(jax.random.key(1), x)['params']
+
+  def sown(**options):
+    _, variables = module.apply(
+      {'params': params}, x, mutable=['losses', 'metrics'], **options
+    )
+    return variables.get('losses', {}), variables['metrics']
+
+  losses, metrics = sown()
+  assert not losses and metrics['load'][0].shape == (4,)
+  rngs = {'dropout': jax.random.key(2)}
+  losses, metrics = sown(deterministic=False, rngs=rngs)
+  assert losses['load'][0].shape == () and losses['load'][0] > 0
+  assert metrics['load'][0].shape == (4,)
+
+
 @pytest.mark.parametrize('router', CAUSAL)
 def test_no_gradient_from_later_tokens(router):
   """With experts that overflow, through a whole causal layer."""
@@ -298,10 +321,10 @@ def _only(e, one_hot, logits, capacity, **options):
       'k=2 of 1 experts',
     ),
     (
-      lambda: layer(moe.MoeConfig(aux_weights=(('balance', 1.0),))).init(
-        jax.random.key(0), jnp.zeros((1, 4, 16))
+      lambda: moe.sparse_layers(
+        moe.MoeConfig(aux_weights=(('balance', 1.0),)), (1,), 4, causal=False
       ),
-      "gives the losses \\['z'\\], not 'balance'",
+      r"gives the losses \['z'\], not \['balance'\]",
     ),
   ],
 )

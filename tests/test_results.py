@@ -278,7 +278,9 @@ def drawn(monkeypatch, arms, **options):
 def test_comparison_figure_writes_equal_files_for_equal_runs(tmp_path):
   arms = {'dense': rows(1.4), 'upcycled': [rows(3.0), rows(3.0, shift=0.1)]}
   first, second = (
-    results.comparison_figure(tmp_path / i / 'figure', arms, dense=1.4)
+    results.comparison_figure(
+      tmp_path / i / 'figure', arms, dense={'loss': 1.4}
+    )
     for i in 'ab'
   )
   assert [f.name for f in first] == ['figure.svg', 'figure.png']
@@ -291,7 +293,12 @@ def test_comparison_figure_writes_equal_files_for_equal_runs(tmp_path):
 
 def test_comparison_figure_counts_from_the_first_row(monkeypatch):
   arms = {'dense': rows(1.4), 'upcycled': rows(1.5, 0.9)}
-  figure = drawn(monkeypatch, arms, dense=1.4, label='loss of the test')
+  figure = drawn(
+    monkeypatch,
+    arms,
+    dense={'loss': 1.4},
+    metrics={'loss': 'loss of the test'},
+  )
   per_step, per_time = figure.axes
   lines = {line.get_label(): line for line in per_step.get_lines()}
   np.testing.assert_array_equal(lines['dense'].get_xdata(), [0, 10, 20, 30])
@@ -320,6 +327,19 @@ def test_comparison_figure_shows_the_initial_drop(monkeypatch, first, says):
     assert low < mark.get_ydata()[0] < high
     assert says or mark.get_ydata()[0] == first
     assert [text.get_text() for text in axis.texts] == says
+
+
+def test_comparison_figure_has_a_row_of_panels_a_metric(monkeypatch):
+  """Of rows that have the one metric or the other."""
+  more = [{**r, 'accuracy': 0.5 + r['step'] / 1e5} for r in rows(1.4)[::3]]
+  other = [{k: v for k, v in r.items() if k != 'loss'} for r in more]
+  arms = {'dense': [*rows(1.4), *other]}
+  metrics = {'loss': 'loss', 'accuracy': 'precision@1'}
+  figure = drawn(monkeypatch, arms, metrics=metrics, dense={'accuracy': 0.505})
+  points = [len(axis.get_lines()[0].get_xdata()) for axis in figure.axes]
+  assert points == [4, 4, 2, 2]
+  assert [a.get_ylabel() for a in figure.axes[::2]] == list(metrics.values())
+  assert figure.axes[2].get_ylim()[1] < 0.6
 
 
 def test_comparison_figure_has_a_band_for_several_runs(monkeypatch):

@@ -56,6 +56,12 @@ def batches(corpus, **options):
   return text.span_corruption(corpus, batch_size=4, inputs_length=32, **options)
 
 
+def norms(model, params):
+  return {
+    'embedding': float(jnp.linalg.norm(params['token_embedder']['embedding']))
+  }
+
+
 def run(corpus, folder, **options):
   """Six steps of training with a checkpoint after every second one."""
   options = {
@@ -68,6 +74,7 @@ def run(corpus, folder, **options):
     'num_steps': 6,
     'log_every': 1,
     'eval_every': 2,
+    'evaluations': {'norms': norms},
     'checkpoint_every': 2,
     'config': lambda: 'train.num_steps = 6\nseed = 0\n',
     **options,
@@ -142,6 +149,23 @@ def test_what_a_run_writes(whole):
   assert [row['step'] for row in results.read(folder, 'eval')] == [0, 2, 4, 6]
   assert run_state.latest_step(folder) == 6
   assert train_rows[-1]['loss'] < train_rows[0]['loss']
+
+
+def test_further_evaluations_run_at_both_ends(whole):
+  folder, state = whole
+  rows = results.read(folder, 'norms')
+  assert [row['step'] for row in rows] == [0, 6]
+  assert rows[1]['embedding'] == norms(None, state.params)['embedding']
+  assert {'embedding', 'seconds'} <= rows[0].keys()
+
+
+def test_further_evaluations_between(corpus, tmp_path):
+  run(corpus, tmp_path / 'a', num_steps=5, evaluations_every=4, eval_every=4)
+  steps = [row['step'] for row in results.read(tmp_path / 'a', 'norms')]
+  assert steps == [0, 4, 5]
+  with pytest.raises(ValueError, match='3 is no multiple of eval_every 2'):
+    run(corpus, tmp_path / 'b', evaluations_every=3)
+  assert not (tmp_path / 'b').exists()
 
 
 def test_a_longer_run_goes_on(corpus, whole, tmp_path):

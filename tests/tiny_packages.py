@@ -44,11 +44,12 @@ class Client:
     required = re.search(r'--requirement=(\S+)', given)
     if required:
       given += pathlib.Path(required[1]).read_text()
-    for name, content in self.contents.items():
-      if name in given:
-        (pathlib.Path(folder) / 'file').write_bytes(content)
-        return subprocess.CompletedProcess(command, 0, '', '')
-    return subprocess.CompletedProcess(command, 1, '', 'first\nno such package')
+    found = [name for name in self.contents if name in given]
+    for name in found:
+      file = f'{name.strip("@").replace("/", "-")}-1.0.tgz'
+      (pathlib.Path(folder) / file).write_bytes(self.contents[name])
+    words = '' if found else 'first\nno such package'
+    return subprocess.CompletedProcess(command, not found, '', words)
 
 
 def package(kind: str, content: bytes, name: str = 'words'):

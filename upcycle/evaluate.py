@@ -2,6 +2,8 @@
 """Evaluation: exact means over a data set."""
 
 from collections.abc import Callable, Iterable
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -46,3 +48,27 @@ def evaluate(
   if not weight:
     raise ValueError('Nothing to evaluate on: no batch, or all weights are 0.')
   return {name: value / weight for name, value in total.items()}
+
+
+def on_data(
+  batches: Iterable[Any],
+  loss: Callable[..., Sums],
+  num_batches: int | None = None,
+) -> Callable[[Any, Any], dict[str, float]]:
+  """Evaluation on one more data set, as one of train's `evaluations`.
+
+  Args:
+    batches: finite.
+    loss: see `losses`.
+    num_batches: only the first; None: all.
+
+  Returns:
+    A function (model, params) -> means, see `evaluate`.
+  """
+  step_of = functools.cache(lambda model: make_eval_step(model, loss))
+
+  def evaluation(model: Any, params: Any) -> dict[str, float]:
+    first = itertools.islice(batches, num_batches)
+    return evaluate(step_of(model), params, first)
+
+  return evaluation

@@ -41,6 +41,30 @@ def fit_image(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   return image.astype(np.float32) / 127.5 - 1.0
 
 
+def crop_image(
+  image: np.ndarray, size: int, channels: int, *, resize: int = 256
+) -> np.ndarray:
+  """The middle of an image resized to a larger square; see `fit_image`.
+
+  vmoe's few-shot evaluation sees 224 pixels of 256.
+
+  Raises:
+    ValueError: the model takes more pixels than the square has.
+  """
+  if resize < size:
+    raise ValueError(
+      f'crop_image takes {size} pixels of {resize}: set crop_image.resize.'
+    )
+  start = (resize - size) // 2
+  middle = slice(start, start + size)
+  return fit_image(image, resize, channels)[middle, middle]
+
+
+def l2_sweep(first: int = -10, last: int = 19) -> tuple[float, ...]:
+  """Powers of two to choose L2 from; by default those of vmoe."""
+  return tuple(2.0**i for i in range(first, last + 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Fewshot:
   """Few-shot accuracies of a model's frozen features on some sets of images.

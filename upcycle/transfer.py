@@ -11,6 +11,13 @@ import numpy as np
 from upcycle import checkpoints, positions, surgery, trees
 
 _POSITIONS = re.compile(r'(.*/)?pos_embedding')
+_RESIZE = (
+  'Position embeddings of another resolution are resized by '
+  'InitFrom.resize_positions = True.'
+)
+_REPLACE = (
+  "A head of other classes is made anew by InitFrom.replace = ('head/.*',)."
+)
 
 
 def adapt(
@@ -46,12 +53,9 @@ def adapt(
   try:
     surgery.origins(trees.unflatten(params), shapes, rules)
   except ValueError as error:
-    if resize_positions or not other:
-      raise
-    raise ValueError(
-      f'{error}\nPosition embeddings of another resolution are resized by '
-      'InitFrom.resize_positions = True.'
-    ) from None
+    hints = [] if resize_positions or not other else [_RESIZE]
+    hints += [_REPLACE] if ': head/' in str(error) else []
+    raise ValueError('\n'.join([str(error), *hints])) from None
   new = [*replace, *map(re.escape, other)]
   slots = trees.flatten(source.opt_state or {})
   kept = {p: x for p, x in slots.items() if not _matches(_param(p), new)}

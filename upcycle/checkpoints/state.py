@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from upcycle import trees
-from upcycle.checkpoints import slots
+from upcycle.checkpoints import slots, vit_facts
 from upcycle.checkpoints.arrays import Checkpoint
 
 FOLDER = 'checkpoints'
@@ -105,11 +105,12 @@ def read(path: str | Path) -> Checkpoint:
   folder = _folder(run, step)
   saved = _saved_tree(folder)
   lazy = functools.partial(jax.tree.map, functools.partial(_lazy, folder))
+  model, _ = vit_facts.facts(trees.flatten(saved['params']))
   return Checkpoint(
     params=lazy(saved['params']),
     step=step,
     opt_state=lazy(slots.get(saved['opt_state'])) or None,
-    metadata={'format': 'upcycle', 'path': str(path)},
+    metadata={'format': 'upcycle', 'path': str(path), 'model': model},
   )
 
 

@@ -3,6 +3,11 @@
 
 A family is an npm package of web fonts; a face is one weight and style of it
 and comes in files, one a script. All faces are used.
+
+A, Greek Alpha and Cyrillic A are classes of their own, as characters are, but
+one shape: 62 of the 182 classes form 26 such groups. Reading every letter but
+guessing its script gets 82% of validation right and 84% of train; what is the
+same to the pixel holds any model below 92% and 87%.
 """
 
 from collections.abc import Iterator

@@ -35,6 +35,7 @@ def batches(
   shuffle: bool = True,
   mixup: float | None = None,
   num_labels: int = 1,
+  num_classes: int | None = None,
   threads: int = 1,
   shard_index: int | None = None,
   shard_count: int | None = None,
@@ -55,6 +56,7 @@ def batches(
       Beta(alpha, alpha), and an image is mixed with the one half a batch away;
       K doubles. None mixes none.
     num_labels: K, most labels of an image.
+    num_classes: of the model, to refuse a source that has more; None: not.
     threads: that make batches; one makes 40,000 images of 32 x 32 a second.
     shard_index: this process; None asks JAX.
     shard_count: processes; None asks JAX.
@@ -66,6 +68,11 @@ def batches(
   index, count, rows = shard(batch_size, shard_index, shard_count)
   if not len(source):
     raise ValueError(f'{source.name} holds no image.')
+  if num_classes is not None and source.num_classes > num_classes:
+    raise ValueError(
+      f'{source.name} has {source.num_classes} classes, the model only '
+      f'{num_classes}: labels would be outside of it. Set num_classes of both.'
+    )
   if mixup is not None and (rows % 2 or mixup <= 0 or not repeat):
     raise ValueError(
       f'mixup {mixup} of {rows} rows a process with repeat={repeat}: it takes '

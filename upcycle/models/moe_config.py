@@ -129,7 +129,8 @@ def sparse_layers(
 
   Raises:
     ValueError: indices that are not layers, a count of expert numbers other
-      than that of sparse layers, or a router that cannot route this stack.
+      than that of sparse layers, a router that cannot route this stack, or
+      auxiliary losses that it does not have.
   """
   if config is None:
     return {}
@@ -147,12 +148,27 @@ def sparse_layers(
       f'are sparse: {chosen}.'
     )
   for E in set(counts):
-    logits = jax.ShapeDtypeStruct((1, 2, E), jnp.float32)
-    jax.eval_shape(lambda x: config.router(x, 1, causal=causal), logits)
+    _check_router(config, E, causal)
   return {
     i: dataclasses.replace(config, num_experts=E)
     for i, E in zip(chosen, counts, strict=True)
   }
+
+
+def _check_router(config: MoeConfig, E: int, causal: bool) -> None:
+  """Routes shapes, with noise, and looks for the losses to train on."""
+
+  def route(logits):
+    key = jax.random.key(0)
+    return config.router(logits, 1, causal=causal, key=key).aux
+
+  aux = jax.eval_shape(route, jax.ShapeDtypeStruct((1, 2, E), jnp.float32))
+  unknown = sorted({name for name, _ in config.aux_weights} - aux.keys())
+  if unknown:
+    raise ValueError(
+      f'The router gives the losses {sorted(aux)}, not {unknown}: take them '
+      'out of aux_weights.'
+    )
 
 
 @functools.cache

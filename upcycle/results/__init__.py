@@ -3,7 +3,14 @@
 
 from upcycle.results.figures import STYLE, comparison_figure, save
 from upcycle.results.folder import CONFIG, check_folder
-from upcycle.results.metrics import Writer, curve, interval, read, write_text
+from upcycle.results.metrics import (
+  Writer,
+  append,
+  curve,
+  interval,
+  read,
+  write_text,
+)
 from upcycle.results.progress import Progress
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
   'STYLE',
   'Progress',
   'Writer',
+  'append',
   'check_folder',
   'comparison_figure',
   'curve',

@@ -56,9 +56,8 @@ def comparison_figure(
   path: str | os.PathLike,
   arms: Mapping[str, Sequence[Row] | Sequence[Sequence[Row]]],
   *,
-  dense: float | None = None,
-  name: str = 'loss',
-  label: str = 'validation loss',
+  metrics: Mapping[str, str] | None = None,
+  dense: Mapping[str, float] | None = None,
   title: str | None = None,
 ) -> list[Path]:
   """Arms that start from one checkpoint, per extra step and per extra time.
@@ -68,51 +67,64 @@ def comparison_figure(
 
   Args:
     path: of the figure, without a suffix.
-    arms: by label, the rows of one split, or of several runs (seeds) of equal
-      steps: their mean is drawn, with its 95% interval.
-    dense: the level of the dense checkpoint.
-    name: the metric; rows also have 'step' and 'seconds' of compute.
-    label: of the vertical axis.
-    title: over both panels.
+    arms: by label, the rows of a run, or of several (seeds) of equal steps:
+      their mean is drawn, with its 95% interval. Rows have 'step', 'seconds'
+      of compute, and some of the metrics.
+    metrics: label of the vertical axis by name, one row of panels each; None:
+      the validation loss.
+    dense: the level of the dense checkpoint, by metric.
+    title: over all panels.
 
   Returns:
     The files written: SVG and PNG.
 
   Raises:
-    ValueError: runs of an arm without the metric, or at different steps.
+    ValueError: runs of an arm without a metric, or at different steps.
   """
   import matplotlib.pyplot as plt
 
+  metrics = metrics or {'loss': 'validation loss'}
   with plt.rc_context(STYLE):
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True)
-    curves = {key: _arm(key, rows, name) for key, rows in arms.items()}
-    most = max(seconds[-1] for _, seconds, _ in curves.values())
-    unit, scale = _unit(most)
-    low, high = _limits([values for _, _, values in curves.values()], dense)
-    for i, (key, (steps, seconds, values)) in enumerate(curves.items()):
-      style = {'color': COLOURS[i % 6], 'marker': MARKERS[i % 6]}
-      for axis, x in zip(axes, (steps, seconds / scale), strict=True):
-        _draw(axis, x, values, low, high, label=key, **style)
-    for axis in axes:
-      if dense is not None:
-        axis.axhline(
-          dense,
-          color='#666666',
-          ls='--',
-          lw=1.3,
-          zorder=1,
-          label='dense checkpoint',
-        )
-      axis.set_ylim(low, high)
-      axis.set_xlim(left=-0.025 * axis.get_xlim()[1])
-    axes[0].set(xlabel='extra steps', ylabel=label, title='per step')
-    axes[1].set(xlabel=f'extra compute time ({unit})', title='per compute time')
-    axes[1].legend(loc='best')
+    figure, grid = plt.subplots(
+      len(metrics),
+      2,
+      figsize=(9.6, 0.4 + 3.8 * len(metrics)),
+      sharex='col',
+      sharey='row',
+      squeeze=False,
+    )
+    for axes, (name, label) in zip(grid, metrics.items(), strict=True):
+      curves = {key: _arm(key, rows, name) for key, rows in arms.items()}
+      unit = _panels(axes, curves, (dense or {}).get(name))
+      axes[0].set(ylabel=label)
+    grid[0, 0].set(title='per step')
+    grid[0, 1].set(title='per compute time')
+    grid[-1, 0].set(xlabel='extra steps')
+    grid[-1, 1].set(xlabel=f'extra compute time ({unit})')
+    grid[0, 1].legend(loc='best')
     if title:
       figure.suptitle(title, x=0.01, ha='left', weight='bold')
     files = save(figure, path)
     plt.close(figure)
   return files
+
+
+def _panels(axes, curves, dense):
+  """One metric per step and per time; returns the unit of time."""
+  most = max(seconds[-1] for _, seconds, _ in curves.values())
+  unit, scale = _unit(most)
+  low, high = _limits([values for _, _, values in curves.values()], dense)
+  for i, (key, (steps, seconds, values)) in enumerate(curves.items()):
+    style = {'color': COLOURS[i % 6], 'marker': MARKERS[i % 6]}
+    for axis, x in zip(axes, (steps, seconds / scale), strict=True):
+      _draw(axis, x, values, low, high, label=key, **style)
+  level = {'color': '#666666', 'ls': '--', 'lw': 1.3, 'zorder': 1}
+  for axis in axes:
+    if dense is not None:
+      axis.axhline(dense, label='dense checkpoint', **level)
+    axis.set_ylim(low, high)
+    axis.set_xlim(left=-0.025 * axis.get_xlim()[1])
+  return unit
 
 
 def _arm(key, runs, name):

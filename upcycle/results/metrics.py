@@ -83,6 +83,15 @@ class Writer:
       self._board.add_image(f'{split}/{name}', image, step, dataformats='HWC')
 
 
+def append(path: str | os.PathLike, row: Row) -> None:
+  """Appends a row of numbers and words to a file that `read` reads."""
+  numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+  row = {**row, **{k: _plain(v) for k, v in numbers.items()}}
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  with Path(path).open('a') as file:
+    file.write(json.dumps(row, allow_nan=False) + '\n')
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a file as a whole or not at all; leaves an equal one alone."""
   path = Path(path)

@@ -22,21 +22,18 @@ def load_balance_loss(
   (Lepikhin et al., 2020, algorithm 1).
   """
   E = probs.shape[-1]
-  weight = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
-  f = jnp.einsum('gs,gse->ge', weight, chosen)
-  p = jnp.einsum('gs,gse->ge', weight, probs)
+  f, p = _mean_of_tokens(chosen, mask), _mean_of_tokens(probs, mask)
   return _mean_of_groups(E * jnp.sum(f * p, axis=1), mask)
 
 
 def importance_loss(
   probs: Float[Array, 'G S E'], mask: Bool[Array, 'G S']
 ) -> Float[Array, '']:
-  """CV(sum of probs over tokens)^2 (Riquelme et al., 2021, appendix A.2).
+  """CV(mean of probs over tokens)^2 (Riquelme et al., 2021, appendix A.2).
 
   CV is the standard deviation over experts divided by the mean.
   """
-  importance = jnp.einsum('gs,gse->ge', mask.astype(probs.dtype), probs)
-  return _mean_of_groups(_squared_cv(importance), mask)
+  return _mean_of_groups(_squared_cv(_mean_of_tokens(probs, mask)), mask)
 
 
 def load_loss(
@@ -46,7 +43,7 @@ def load_loss(
   std: float,
   mask: Bool[Array, 'G S'],
 ) -> Float[Array, '']:
-  """CV(sum of p over tokens)^2 (Riquelme et al., 2021, appendix A.2).
+  """CV(mean of p over tokens)^2 (Riquelme et al., 2021, appendix A.2).
 
   p is the probability that a token chooses an expert if that expert's noise,
   of standard deviation `std`, is drawn again: that it exceeds the least noisy
@@ -55,8 +52,7 @@ def load_loss(
   threshold = jnp.min(jnp.where(chosen > 0, noisy, jnp.inf), axis=-1)
   threshold = jnp.where(mask, threshold, 0)[..., None]
   p = norm.cdf((logits - threshold) / std)
-  load = jnp.einsum('gs,gse->ge', mask.astype(p.dtype), p)
-  return _mean_of_groups(_squared_cv(load), mask)
+  return _mean_of_groups(_squared_cv(_mean_of_tokens(p, mask)), mask)
 
 
 def z_loss(
@@ -65,6 +61,14 @@ def z_loss(
   """mean(logsumexp(logits)^2) over real tokens (ST-MoE, equation 5)."""
   log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
   return jnp.sum(log_z**2 * mask) / jnp.maximum(mask.sum(), 1)
+
+
+def _mean_of_tokens(
+  x: Float[Array, 'G S E'], mask: Bool[Array, 'G S']
+) -> Float[Array, 'G E']:
+  weight = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
+  # Otherwise a TPU rounds the probabilities to bfloat16.
+  return jnp.einsum('gs,gse->ge', weight, x, precision='highest')
 
 
 def _squared_cv(x: Float[Array, 'G E']) -> Float[Array, ' G']:

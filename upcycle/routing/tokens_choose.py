@@ -128,13 +128,15 @@ def _losses(
 ) -> dict[str, Float[Array, '']]:
   """All losses of token choice, unweighted; masked tokens chose no expert."""
   choices = jax.nn.one_hot(experts, logits.shape[-1])
-  chosen = choices.sum(2)
+  # The loss is linear in what is chosen, so the first choices' is on the way.
+  by_choice = jax.vmap(losses.load_balance_loss, (None, 2, None))
+  balance = by_choice(probs, choices, mask)
   aux = {
-    'load_balance': losses.load_balance_loss(probs, chosen, mask),
-    'gshard': losses.load_balance_loss(probs, choices[:, :, 0], mask),
+    'load_balance': balance.sum(),
+    'gshard': balance[0],
     'importance': losses.importance_loss(jax.nn.softmax(logits), mask),
     'z': losses.z_loss(logits, mask),
   }
   if std:
-    aux['load'] = losses.load_loss(logits, noisy, chosen, std, mask)
+    aux['load'] = losses.load_loss(logits, noisy, choices.sum(2), std, mask)
   return aux

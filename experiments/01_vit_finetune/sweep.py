@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Full finetuning of a dense and an upcycled ViT: the paper's grid."""
+
+import itertools
+
+from upcycle.results import sweep
+
+# Where the checkpoint is, and what differs from the config.
+ARMS = {
+  'dense': ('dense', {'vit.preset.moe': None}),
+  'upcycled': ('upcycle', {}),
+}
+
+
+def grid(config, checkpoints, lengths, peaks, seeds):
+  """A run for every arm, (steps, warmup), peak learning rate and seed."""
+  return [
+    {
+      'name': f'{arm}_{steps}_{peak}_{seed}',
+      'config': config,
+      'arm': arm,
+      'steps': steps,
+      'peak': peak,
+      'seed': seed,
+      'bindings': {
+        'CHECKPOINT': f'{checkpoints}/{folder}',
+        'STEPS': steps,
+        'WARMUP': warmup,
+        'PEAK': peak,
+        'train.train.seed': seed,
+        'train/images.batches.seed': seed,
+        **changes,
+      },
+    }
+    for (arm, (folder, changes)), (steps, warmup), peak, seed in (
+      itertools.product(ARMS.items(), lengths, peaks, seeds)
+    )
+  ]
+
+
+SCALES = {
+  # The paper's twelve runs an arm.
+  'base': grid(
+    'configs/finetune_vit_b16.gin',
+    'runs/vit_b16',
+    [(5_000, 200), (10_000, 400)],
+    (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+    (0,),
+  ),
+  'laptop': grid(
+    'configs/finetune_vit_laptop.gin',
+    'runs/vit_laptop',
+    [(300, 30)],
+    (0.1, 0.03, 0.01),
+    (0, 1, 2),
+  ),
+}
+
+
+def summary(rows):
+  """The setting of each arm that validation chooses, and its test accuracy."""
+  lines = []
+  for (arm,), runs in sweep.groups(rows, 'arm').items():
+    (steps, peak), chosen = sweep.best(runs, 'eval/accuracy', 'steps', 'peak')
+    accuracy = [100 * row.get('test/accuracy', 0.0) for row in chosen]
+    lines.append(
+      f'{arm}: {steps:,} steps at {peak} are best on validation; test accuracy '
+      f'{sum(accuracy) / len(accuracy):.2f}% '
+      f'({min(accuracy):.2f} to {max(accuracy):.2f}, {len(accuracy)} seeds)'
+    )
+  return '\n'.join(lines)

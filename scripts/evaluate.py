@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Evaluates a checkpoint of any format, without training.
+
+  python scripts/evaluate.py --gin_file=configs/upcycle_vit_laptop.gin \
+    --gin.MODEL_DIR="'runs/vit_laptop/upcycle'"
+  python scripts/evaluate.py --gin_file=configs/dense_vit_laptop.gin \
+    --gin_file=configs/fewshot_vit_laptop.gin \
+    --checkpoint=runs/vit_laptop/pretrain --output=pretrain.jsonl
+
+What is evaluated is what the config evaluates while it trains: the loss on
+train.train.eval_data, and train.train.evaluations by name; None leaves one out,
+as in --gin.train.train.eval_data=None. Each result is a row of the table and
+a line of JSON in the output file.
+"""
+
+from pathlib import Path
+
+import gin_flags
+
+
+def main() -> None:
+  args = gin_flags.parse(
+    __doc__,
+    complete=False,
+    checkpoint=('what to evaluate; the run in MODEL_DIR if not given', ''),
+    output=('a file to append to; MODEL_DIR/evaluation.jsonl if not given', ''),
+  )
+  from rich import console, progress, table
+
+  from upcycle import checkpoints, evaluate_checkpoint, results, train
+
+  def bound(name, *default):
+    return gin_flags.bound(train.train, name, *default)
+
+  checkpoint = args.checkpoint or bound('model_dir')
+  output = args.output or Path(bound('model_dir')) / 'evaluation.jsonl'
+  source = checkpoints.read(checkpoint)
+  shown = table.Table('evaluation', 'metric', 'value', title=str(checkpoint))
+  columns = progress.SpinnerColumn(), '{task.description}'
+  with progress.Progress(
+    *columns, progress.TimeElapsedColumn(), transient=True
+  ) as bar:
+    task = bar.add_task('')
+    for name, values in evaluate_checkpoint.evaluate_checkpoint(
+      source,
+      bound('model'),
+      bound('loss'),
+      eval_data=bound('eval_data', None),
+      eval_batches=bound('eval_batches', None),
+      evaluations=bound('evaluations', None),
+      progress=lambda what: bar.update(task, description=what),
+    ):
+      row = {'checkpoint': str(checkpoint), 'step': source.step, 'split': name}
+      results.append(output, row | values)
+      for metric, value in values.items():
+        shown.add_row(name, metric, f'{value:.4f}')
+  console.Console().print(shown, f'Written to {output}.')
+
+
+if __name__ == '__main__':
+  gin_flags.run(main)

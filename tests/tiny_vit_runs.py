@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes any gin file of ViT tiny: bindings, images, a dense checkpoint."""
+
+import sys
+import types
+
+import jax
+import numpy as np
+
+from upcycle import initialize, optim
+from upcycle.checkpoints import state as run_state
+from upcycle.data import image_arrays
+from upcycle.data.glyphs import Example
+from upcycle.models import vit
+
+CLASSES = 5
+SETS = {
+  'glyphs': ('train', 'validation'),
+  'mnist': ('train', 'test'),
+  'digits': ('train', 'test'),
+  'emoji': ('train', 'test'),
+  'glyphs_held_out': ('train', 'test'),
+}
+SIZES = {
+  'patch_size': 4,
+  'channels': 1,
+  'width': 16,
+  'depth': 2,
+  'mlp_dim': 24,
+  'num_heads': 2,
+}
+
+
+def files(folder) -> dict[str, str]:
+  """Local sets of images, and the run of a dense ViT with Adam's moments."""
+  examples = [Example(str(i), x, i % CLASSES) for i, x in enumerate(pictures())]
+  for name, splits in SETS.items():
+    image_arrays.write(
+      folder / 'images' / name,
+      dict.fromkeys(splits, examples),
+      [f'class {i}' for i in range(CLASSES)],
+      {},
+    )
+  config = vit.preset('vit_s16', image_size=8, num_classes=CLASSES, **SIZES)
+  return {'data': str(folder), 'dense': dense(folder / 'dense', config)}
+
+
+def pictures(count: int = 4 * CLASSES) -> np.ndarray:
+  """Noise, uint8 [N, 8, 8, 1]."""
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
+
+
+def dense(folder, config: vit.ViTConfig) -> str:
+  """Saves a fresh model as if it were of step 1000."""
+  state = jax.jit(
+    lambda: initialize.from_scratch(vit.ViT(config), optim.adamw(0.1), 0)
+  )()
+  with run_state.manager(folder) as saved:
+    run_state.save(saved, 1000, state._replace(step=1000), {}, {})
+  return str(folder)
+
+
+class Records(list):
+  """Stands in for any data set of TFDS; labels and pixels as they are given."""
+
+  def __init__(self, images=None, num_classes: int = CLASSES):
+    images = pictures() if images is None else images
+    rows = zip(images, np.arange(len(images)) % num_classes, strict=True)
+    super().__init__({'image': x, 'label': label} for x, label in rows)
+    label = types.SimpleNamespace(num_classes=num_classes)
+    features = {'image': None, 'label': label}
+    self.dataset_info = types.SimpleNamespace(features=features)
+
+
+def fake_tfds(monkeypatch, records: Records | None = None) -> list:
+  """Puts one set in place of all of TFDS; returns the (name, split) asked."""
+  asked, records = [], Records() if records is None else records
+
+  def data_source(name, *, split, data_dir, download):
+    asked.append((name, split))
+    return records
+
+  module = types.SimpleNamespace(data_source=data_source)
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
+  return asked
+
+
+def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
+  """Bindings that make the run of a gin file two tiny steps long."""
+  lines = [f'vit.preset.{name} = {value}' for name, value in SIZES.items()]
+  lines += [
+    f"MODEL_DIR = '{model_dir}'",
+    f'vit.preset.num_classes = {CLASSES}',
+    f'images.batches.num_classes = {CLASSES}',
+    'images.batches.batch_size = 4',
+    'images.batches.threads = 1',
+    'train.train.num_steps = 2',
+    'train.train.eval_batches = 1',
+    'train.train.log_every = 1',
+    'train.train.eval_every = 2',
+  ]
+  checkpoint = f"CHECKPOINT = '{paths['dense']}'"
+  table = {
+    'DENSE_CHECKPOINT': f'DENSE_{checkpoint}',
+    'vit_finetune.gin': checkpoint,
+    'vit_moe.gin': 'NUM_EXPERTS = 4',
+    'vit_laptop.gin': f"DATA = '{paths['data']}'",
+    'vit_imagenet21k.gin': 'augment.inception_crop.size = 8',
+    'vit_imagenet.gin': 'augment.inception_crop.size = 12',
+    'fewshot_vit.gin': 'fewshot.crop_image.resize = 10',
+    'fewshot': 'fewshot.Fewshot.batch_size = 32',
+  }
+  lines += [line for name, line in table.items() if name in config_text]
+  if 'vit_imagenet21k.gin' in config_text:
+    lines += [
+      'augment.resize_small.size = 10',
+      'augment.central_crop.size = 8',
+    ]
+  if 'vit_finetune.gin' in config_text:
+    # Positions are resized.
+    return [*lines, 'IMAGE_SIZE = 12', 'optim.cosine.warmup = 1']
+  return [*lines, 'vit.preset.image_size = 8']
