@@ -35,11 +35,14 @@ def main() -> None:
   checkpoint = args.checkpoint or bound('model_dir')
   output = args.output or Path(bound('model_dir')) / 'evaluation.jsonl'
   source = checkpoints.read(checkpoint)
+  screen = console.Console()
   shown = table.Table('evaluation', 'metric', 'value', title=str(checkpoint))
-  columns = progress.SpinnerColumn(), '{task.description}'
-  with progress.Progress(
-    *columns, progress.TimeElapsedColumn(), transient=True
-  ) as bar:
+  columns = (
+    progress.SpinnerColumn(),
+    '{task.description}',
+    progress.TimeElapsedColumn(),
+  )
+  with progress.Progress(*columns, console=screen, transient=True) as bar:
     task = bar.add_task('')
     for name, values in evaluate_checkpoint.evaluate_checkpoint(
       source,
@@ -54,7 +57,8 @@ def main() -> None:
       results.append(output, row | values)
       for metric, value in values.items():
         shown.add_row(name, metric, f'{value:.4f}')
-  console.Console().print(shown, f'Written to {output}.')
+  screen.print(shown)
+  print(f'Written to {output}.')
 
 
 if __name__ == '__main__':

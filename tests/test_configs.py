@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every gin file trains, at tiny size, and says what it says."""
 
+import functools
 import inspect
+import json
 from pathlib import Path
 import re
 
@@ -24,6 +26,22 @@ def paths(tmp_path_factory):
     tiny: tiny.files(tmp_path_factory.mktemp('tiny'))
     for tiny in (tiny_runs, tiny_vit_runs)
   }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory):
+  """Configs that differ in sizes alone are the same tiny program."""
+  options = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_disable_most_optimizations': True,
+  }
+  before = {name: jax.config.values[name] for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +83,34 @@ def test_trains(file, paths, tmp_path, monkeypatch):
   assert 'num_steps = 2' in text and 'mlp_dim = 24' in text
 
 
+@pytest.mark.parametrize('moe', ['@moe.MoeConfig()', 'None'])
+def test_finetunes_what_is_sparse_or_dense(moe, paths, tmp_path):
+  """From the run of upcycling, or of dense continuation; then on MNIST."""
+  name = 'dense' if moe == 'None' else 'upcycle'
+  source, _ = run([f'configs/{name}_vit_laptop.gin'], paths, tmp_path / 'run')
+  gin.clear_config()
+  state, rows = run(
+    ['configs/finetune_vit_laptop.gin'],
+    paths,
+    tmp_path / 'finetune',
+    f"CHECKPOINT = '{tmp_path / 'run'}'",
+    f'vit.preset.moe = {moe}',
+  )
+  made = json.loads((tmp_path / 'finetune/receipt.json').read_text())
+  fresh = {p for p, o in made['origin'].items() if o['kind'] == 'fresh'}
+  assert fresh == {'head/kernel', 'head/bias'}
+  assert made['source']['step'] == int(source.step) == 1002
+  assert rows[-1]['step'] == int(state.step) == 2
+  # Learned positions at a higher resolution: 3 x 3 patches instead of 2 x 2.
+  positions = state.params['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 9, 16)
+  for split, images in (('eval', 2), ('test', 20)):
+    values = results.read(tmp_path / 'finetune', split)[-1]
+    assert values['step'] == 2
+    right = values['accuracy'] * images
+    assert right == pytest.approx(round(right))
+
+
 @pytest.mark.parametrize('size', ['small', 'base', 'large', 'xl'])
 def test_the_papers_setting(size):
   file = ROOT / f'configs/upcycle_t5_{size}.gin'
@@ -104,6 +150,13 @@ def test_the_papers_vision_setting(size):
   assert layer.router_std == 0.02 and layer.group_size is None
   assert layer.router.__name__ == 'expert_choice'
   assert layer.aux_weights == ()
-  assert gin.get_bindings(routing.expert_choice) == {'renormalize': True}
-  assert gin.get_bindings(initialize.InitFrom)['optimizer_state'] == 'expand'
-  assert gin.get_bindings('train/images.batches')['batch_size'] == 4096
+  bound = functools.partial(gin.get_bindings, resolve_references=False)
+  assert bound(routing.expert_choice) == {'renormalize': True}
+  assert bound(initialize.InitFrom)['optimizer_state'] == 'expand'
+  decay = bound(optim.adamw)['weight_decay']
+  assert decay == (('head/kernel', 3.0), ('.*/kernel', 0.03))
+  assert bound(optim.adamw)['clip_norm'] == 1.0
+  rate = gin.get_configurable(optim.rsqrt)()
+  steps = np.array([5_000, 10_000, 20_000, 40_000])
+  want = 1e-3 * np.array([0.5, 1, 2**-0.5, 0.5])
+  np.testing.assert_allclose(rate(steps), want, rtol=1e-6)

@@ -99,6 +99,21 @@ def test_images_become_what_the_model_takes():
     assert (fewshot.fit_image(flat, 4, 3) == want).all()
 
 
+def test_the_middle_of_a_larger_image():
+  image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+  found = fewshot.crop_image(image, 4, 3, resize=8)
+  want = fewshot.fit_image(image, 8, 3)[2:6, 2:6]
+  np.testing.assert_array_equal(found, want)
+  assert fewshot.crop_image(image, 224, 3).shape == (224, 224, 3)
+  with pytest.raises(ValueError, match='takes 384 pixels of 256'):
+    fewshot.crop_image(image, 384, 3)
+
+
+def test_the_l2_of_vmoe():
+  sweep = fewshot.l2_sweep()
+  assert len(sweep) == 30 and set(L2) < set(sweep)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   image_size: int = 4

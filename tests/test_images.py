@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from upcycle.data import augment, images
+from upcycle.data import augment, image_parts, images
 
 COUNT, CLASSES = 21, 5
 
@@ -162,6 +162,7 @@ def test_mixup_mixes_pairs():
     ({'batch_size': 5, 'mixup': 0.2}, 'an even number of rows'),
     ({'mixup': 0.0}, 'a positive alpha'),
     ({'mixup': 0.2, 'repeat': False}, 'repeat=True'),
+    ({'num_classes': 4}, 'tiny has 5 classes, the model only 4'),
     ({'batch_size': 5, 'shard_count': 2}, 'cannot be shared by 2 processes'),
     ({'transforms': ()}, 'make uint8, not float32: .* `value_range`'),
     (
@@ -267,6 +268,23 @@ def test_a_truncated_file_is_named(pictures):
 def test_no_folder(pictures, split):
   with pytest.raises(FileNotFoundError, match=f'{split}/CLASS'):
     images.folder(pictures / 'nowhere', split)
+
+
+def test_parts_of_a_source_are_disjoint_and_of_all_classes():
+  data = source()
+  first, rest = (
+    image_parts.part(data, *ends) for ends in ((0.0, 0.7), (0.7, 1.0))
+  )
+  found = [[int(row['image'].max()) for row in part] for part in (first, rest)]
+  assert [len(x) for x in found] == [15, 6]
+  assert sorted(found[0] + found[1]) == list(range(COUNT))
+  # Not the first ones, which may all be of one class.
+  assert found[0] != list(range(15))
+  assert first.num_classes == rest.num_classes == CLASSES
+  assert list(image_parts.part(data)) == list(data)
+  for ends in ((0.5, 0.5), (0.0, 1.1), (-0.1, 0.5)):
+    with pytest.raises(ValueError, match=r'No part .* tiny: 0 <= first <'):
+      image_parts.part(data, *ends)
 
 
 class Records(list):

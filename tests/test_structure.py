@@ -61,6 +61,13 @@ IMPORTS = {
     'transfer',
     'trees',
   },
+  'evaluate_checkpoint': {
+    'checkpoints',
+    'compatibility',
+    'evaluate',
+    'initialize',
+    'trees',
+  },
   # All but models: gin hands `model` and `init_from` to it.
   'train': {
     'checkpoints',

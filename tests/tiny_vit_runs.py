@@ -52,12 +52,16 @@ def pictures(count: int = 4 * CLASSES) -> np.ndarray:
 
 
 def dense(folder, config: vit.ViTConfig) -> str:
-  """Saves a fresh model as if it were of step 1000."""
-  state = jax.jit(
-    lambda: initialize.from_scratch(vit.ViT(config), optim.adamw(0.1), 0)
-  )()
+  """Saves a model of random numbers, its head too, as of step 1000."""
+  rng = np.random.default_rng(0)
+  shapes = initialize.param_shapes(vit.ViT(config))
+  params = jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes
+  )
+  opt_state = jax.jit(optim.adamw(0.1).init)(params)
+  state = initialize.TrainState(np.int32(1000), params, opt_state)
   with run_state.manager(folder) as saved:
-    run_state.save(saved, 1000, state._replace(step=1000), {}, {})
+    run_state.save(saved, 1000, state, {}, {})
   return str(folder)
 
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps: commands, what is missing, results, and what is chosen of them."""
+
+import json
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests import tiny_scripts
+from upcycle import results
+from upcycle.results import sweep
+
+EXPERIMENT = """
+from upcycle.results import sweep
+
+SCALES = {'tiny': [
+  {'name': f'{arm}_{peak}', 'config': 'configs/a.gin', 'arm': arm,
+   'bindings': {'PEAK': peak, 'CHECKPOINT': f'runs/{arm}'}}
+  for arm in ('dense', 'sparse') for peak in (0.1, 0.3)
+]}
+
+
+def summary(rows):
+  return '; '.join(
+    f"{arm} {sweep.best(runs, 'eval/accuracy', 'name')[0][0]}"
+    for (arm,), runs in sweep.groups(rows, 'arm').items()
+  )
+"""
+
+
+class Trainer:
+  """Stands in for the processes: writes metrics, or fails as it is told."""
+
+  def __init__(self, root, errors=()):
+    self.root, self.errors, self.commands = root, dict(errors), []
+
+  def __call__(self, command, **options):
+    flags = dict(x[6:].split('=', 1) for x in command if x.startswith('--gin.'))
+    folder = self.root / json.loads(flags['MODEL_DIR'])
+    self.commands.append(folder.name)
+    error = self.errors.get(folder.name, '')
+    peak = float(flags['PEAK'])
+    for step in (0, 2):
+      for split in ('train', 'eval'):
+        values = {'loss': peak, 'accuracy': step * (1 - peak), 'load': [1, 2]}
+        row = {'step': step, 'split': split, 'seconds': 3.0 + step, 'a/b': 1}
+        results.append(folder / 'metrics.jsonl', row | values)
+    return subprocess.CompletedProcess(command, int(bool(error)), '', error)
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+  """An experiment of four runs in a repository of its own."""
+  folder = tmp_path / 'experiments/07_tiny'
+  folder.mkdir(parents=True)
+  (folder / 'sweep.py').write_text(EXPERIMENT)
+  scripts = tmp_path / 'scripts'
+  scripts.mkdir()
+  source = (tiny_scripts.ROOT / 'scripts/sweep.py').read_text()
+  (scripts / 'sweep.py').write_text(source)
+  monkeypatch.setattr(tiny_scripts, 'ROOT', tmp_path)
+  return folder
+
+
+def call(experiment, monkeypatch, *flags, errors=()):
+  """What the script exits with, and the runs it trained."""
+  trainer = Trainer(experiment.parent.parent, errors)
+  monkeypatch.setattr(subprocess, 'run', trainer)
+  args = experiment, '--scale=tiny', *flags
+  return tiny_scripts.main(monkeypatch, 'sweep.py', *args), trainer.commands
+
+
+NAMES = ['dense_0.1', 'dense_0.3', 'sparse_0.1', 'sparse_0.3']
+
+
+def test_every_run_once(experiment, monkeypatch, capsys):
+  assert call(experiment, monkeypatch) == (None, NAMES)
+  printed = capsys.readouterr().out
+  assert '[1/4] dense_0.1' in printed and '[4/4, ETA 0:00:00]' in printed
+  assert printed.endswith('\ndense dense_0.1; sparse sparse_0.1\n')
+  rows = results.read(experiment / 'results.jsonl')
+  assert rows[1] == {
+    'scale': 'tiny',
+    'name': 'dense_0.3',
+    'config': 'configs/a.gin',
+    'arm': 'dense',
+    'bindings': {'PEAK': 0.3, 'CHECKPOINT': 'runs/dense'},
+    'step': 2,
+    'seconds': 5.0,
+    'train/loss': 0.3,
+    'train/accuracy': 1.4,
+    'eval/loss': 0.3,
+    'eval/accuracy': 1.4,
+  }
+  assert call(experiment, monkeypatch) == (None, [])
+  assert capsys.readouterr().out == '\ndense dense_0.1; sparse sparse_0.1\n'
+
+
+def test_what_was_stopped_goes_on(experiment, monkeypatch, capsys):
+  errors = {'dense_0.3': 'warning\nValueError: no room'}
+  error, trained = call(experiment, monkeypatch, errors=errors)
+  assert trained == NAMES[:2]
+  assert 'ValueError: no room' in error and 'scripts/train.py' in error
+  assert len(results.read(experiment / 'results.jsonl')) == 1
+  capsys.readouterr()
+  assert call(experiment, monkeypatch, '--list') == (None, [])
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 3
+  assert shlex.split(lines[0]) == [
+    'python',
+    'scripts/train.py',
+    '--gin_file=configs/a.gin',
+    '--gin.PEAK=0.3',
+    '--gin.CHECKPOINT="runs/dense"',
+    '--gin.MODEL_DIR="runs/07_tiny/tiny/dense_0.3"',
+  ]
+  assert call(experiment, monkeypatch) == (None, NAMES[1:])
+
+
+def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
+  errors = {'dense_0.1': 'x\nFloatingPointError: step 3 is not finite\nhint'}
+  assert call(experiment, monkeypatch, errors=errors) == (None, NAMES)
+  assert 'dense dense_0.3; sparse sparse_0.1' in capsys.readouterr().out
+  row = results.read(experiment / 'results.jsonl')[0]
+  assert row['error'] == 'FloatingPointError: step 3 is not finite'
+  assert 'eval/loss' not in row
+
+
+def test_other_bindings_are_another_run(experiment, monkeypatch):
+  call(experiment, monkeypatch)
+  changed = EXPERIMENT.replace('(0.1, 0.3)', '(0.1, 0.5)')
+  (experiment / 'sweep.py').write_text(changed)
+  assert call(experiment, monkeypatch)[1] == ['dense_0.5', 'sparse_0.5']
+
+
+def test_an_unknown_scale(experiment, monkeypatch):
+  args = experiment, '--scale=huge'
+  error = tiny_scripts.main(monkeypatch, 'sweep.py', *args)
+  assert error == 'error: --scale is one of tiny.'
+
+
+def test_runs_that_are_none():
+  good = {'name': 'a', 'config': 'c', 'bindings': {}}
+  sweep.check([good])
+  with pytest.raises(ValueError, match=r"'a' is there twice; .*'b'.*no config"):
+    sweep.check([good, good, {'name': 'b', 'bindings': {}}])
+
+
+def test_values_of_bindings_are_gins():
+  bindings = {'a.b': None, 'C': "it's", 'd': ('x', 1.0), 'e': '@f.g', 'H': '%I'}
+  run = {'name': 'a', 'config': 'c', 'bindings': bindings}
+  assert sweep.command(run, 'm')[2:-1] == [
+    '--gin.a.b=None',
+    '--gin.C="it\'s"',
+    "--gin.d=('x', 1.0)",
+    '--gin.e=@f.g',
+    '--gin.H=%I',
+  ]
+
+
+def test_validation_chooses_among_means():
+  rows = [
+    {'lr': lr, 'seed': seed, 'eval/accuracy': value}
+    for lr, values in {1: (0.1, 0.9), 2: (0.6, 0.6), 3: (0.99, np.nan)}.items()
+    for seed, value in enumerate(values)
+  ] + [{'lr': 4, 'seed': 0}]
+  key, chosen = sweep.best(rows, 'eval/accuracy', 'lr')
+  assert key == (2,) and [row['seed'] for row in chosen] == [0, 1]
+
+
+@pytest.mark.parametrize(
+  'file',
+  sorted((tiny_scripts.ROOT / 'experiments').glob('*/sweep.py')),
+  ids=lambda f: f.parent.name,
+)
+def test_experiments_are_sweeps(file, monkeypatch, capsys):
+  """All runs of all scales have a config that is there, and a command."""
+  import runpy
+
+  found = runpy.run_path(str(file))
+  for scale, runs in found['SCALES'].items():
+    sweep.check(runs)
+    assert {(tiny_scripts.ROOT / r['config']).is_file() for r in runs} == {True}
+    args = file.parent, f'--scale={scale}', '--list'
+    assert tiny_scripts.main(monkeypatch, 'sweep.py', *args) is None
+    assert 'scripts/train.py' in capsys.readouterr().out
+    rows = [{**r, 'eval/accuracy': 0.5, 'test/accuracy': 0.5} for r in runs]
+    assert found['summary'](rows)
+
+
+def test_the_papers_finetuning_grid():
+  import runpy
+
+  file = tiny_scripts.ROOT / 'experiments/01_vit_finetune/sweep.py'
+  runs = runpy.run_path(str(file))['SCALES']['base']
+  grid = {
+    (b['STEPS'], b['WARMUP'], b['PEAK'])
+    for b in (run['bindings'] for run in runs)
+  }
+  assert grid == {
+    (*length, peak)
+    for length in ((5000, 200), (10_000, 400))
+    for peak in (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+  }
+  assert len(runs) == 2 * 12
