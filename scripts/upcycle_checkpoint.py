@@ -17,7 +17,7 @@ def main() -> None:
     complete=False,
     dense=('the dense checkpoint, of any format that can be read', None),
     output=('the folder to write checkpoint_<step> into', None),
-    format=("'t5x', or 'orbax': this project's own", 't5x'),
+    format=("t5x; npz for a ViT; orbax: this project's own", ''),
     compression=('of T5X arrays: none (fastest), gzip, zstd, blosc', 'none'),
   )
   from upcycle import convert, expert_init, initialize, train
@@ -26,7 +26,7 @@ def main() -> None:
     gin_flags.bound(train.train, 'model'),
     args.dense,
     args.output,
-    format=args.format,
+    format=args.format or None,
     compression=None if args.compression == 'none' else args.compression,
     expert_init=gin_flags.bound(
       initialize.InitFrom, 'expert_init', expert_init.copy

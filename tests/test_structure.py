@@ -71,6 +71,7 @@ IMPORTS = {
   # All but models: gin hands `model` and `init_from` to it.
   'train': {
     'checkpoints',
+    'compatibility',
     'data',
     'distill',
     'evaluate',

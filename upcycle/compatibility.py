@@ -16,6 +16,12 @@ from upcycle import checkpoints
 SHAPELESS = 'activation', 'norm_epsilon'
 
 
+def facts(config: Any) -> dict[str, Any]:
+  """What a checkpoint of the model records beside its arrays."""
+  fields = {f.name for f in dataclasses.fields(config)}
+  return {name: getattr(config, name) for name in SHAPELESS if name in fields}
+
+
 def check(source: checkpoints.Checkpoint, config: Any, shapes: Any) -> None:
   """Refuses another kind of model, and functions that shapes do not tell.
 

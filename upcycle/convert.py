@@ -26,7 +26,7 @@ def convert(
   dense: str,
   output: str | Path,
   *,
-  format: str = 't5x',
+  format: str | None = None,
   compression: str | None = None,
   expert_init: surgery.ExpertInit = inits.copy,
   seed: int = 0,
@@ -34,11 +34,15 @@ def convert(
 ) -> dict[str, Any]:
   """Writes the upcycled form of a checkpoint, one parameter at a time.
 
+  Parameters alone: the optimizer's state is expanded where training starts.
+
   Args:
     model: the sparse model.
     dense: of any format that `checkpoints.read` knows.
     output: a folder; `checkpoint_<step>` is written into it.
-    format: 't5x', or 'orbax' for this project's own, which is held in memory.
+    format: 't5x'; 'npz', what vit_jax and big_vision read; or 'orbax' for
+      this project's own, which is held in memory. None: 'npz' for a ViT,
+      otherwise 't5x'.
     compression: of T5X's arrays; None is the fastest.
     expert_init: from a dense MLP's parameter to all experts' ones.
     seed: of what is drawn.
@@ -51,23 +55,33 @@ def convert(
     ValueError: the checkpoint does not fit, no such format, or the output
       holds a run or a conversion already.
   """
-  if format not in ('t5x', 'orbax'):
-    raise ValueError(f"format is 't5x' or 'orbax', not {format!r}.")
+  if format not in (None, 't5x', 'npz', 'orbax'):
+    raise ValueError(f"format is 't5x', 'npz' or 'orbax', not {format!r}.")
   receipt_file = Path(output) / 'receipt.json'
   if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
     raise ValueError(f'{output} holds a run or a conversion: take another.')
   source = checkpoints.read(dense)
-  compatibility.check(source, model.config, initialize.param_shapes(model))
+  shapes = initialize.param_shapes(model)
+  is_vit = 'embedding' in shapes
+  format = format or ('npz' if is_vit else 't5x')
+  if format == ('t5x' if is_vit else 'npz'):
+    raise ValueError(f'{format!r} is no format of a {type(model).__name__}.')
+  compatibility.check(source, model.config, shapes)
   with compatibility.explained(source, model.config):
     params = initialize.upcycled(source, model, seed, expert_init)
+  facts = compatibility.facts(model.config)
   written = receipt.of_surgery(source, params, expert_init, seed)
   if format == 't5x':
     checkpoints.t5x.write(
       output, params, source.step, compression=compression, progress=progress
     )
+  elif format == 'npz':
+    checkpoints.vit_npz.write(
+      Path(output) / f'checkpoint_{source.step}.npz', params, facts
+    )
   else:
     state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
     with run_state.manager(output, keep=None) as saved:
-      run_state.save(saved, source.step, state, {}, {})
+      run_state.save(saved, source.step, state, {}, {'model': facts})
   results.write_text(receipt_file, json.dumps(written, indent=2))
   return written

@@ -137,15 +137,12 @@ def from_checkpoint(
     source, rules, slot_rules = transfer.adapt(
       source, shapes, init.replace, init.resize_positions
     )
+  fresh_state = jax.eval_shape(optimizer.init, shapes)
+  _check_what_is_there(init, source, slots.get(fresh_state))
   expand = init.optimizer_state == 'expand'
   if expand:
-    _check_slots(source, jax.eval_shape(optimizer.init, shapes), slot_rules)
+    surgery.origins(source.opt_state, slots.get(fresh_state), slot_rules)
   step = source.step if init.step is None else init.step
-  if not step and init.step is None:
-    raise ValueError(
-      f'{init.path} does not record its step, from which the learning rate '
-      'goes on: give InitFrom.step (0 to start the schedule anew).'
-    )
   params = _on_device(upcycled(source, model, seed, init.expert_init, rules))
   opt_state = jax.jit(optimizer.init)(params)
   if expand:
@@ -168,19 +165,26 @@ def _on_device(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def _check_slots(
-  source: checkpoints.Checkpoint, state: Any, rules: surgery.Rules
+def _check_what_is_there(
+  init: InitFrom, source: checkpoints.Checkpoint, want: trees.Tree
 ) -> None:
-  """Refuses a source whose optimizer state cannot become the given one."""
-  have, want = source.opt_state or {}, slots.get(state)
-  kinds = [', '.join(sorted(slots.kinds(x))) or 'none' for x in (have, want)]
-  if slots.kinds(have).isdisjoint(slots.kinds(want)):
-    raise ValueError(
-      f'{source.metadata["path"]} has no optimizer state to expand: its slots '
-      f"are {kinds[0]}, the optimizer's {kinds[1]}. Use optimizer_state = "
-      "'fresh', or the optimizer of that run."
+  """Refuses a source that lacks its step or the optimizer's kind of state."""
+  faults = []
+  if init.step is None and not source.step:
+    faults.append(
+      'does not record its step, from which the learning rate goes on: give '
+      'InitFrom.step (0 to start the schedule anew)'
     )
-  surgery.origins(have, want, rules)
+  have = slots.kinds(source.opt_state or {})
+  if init.optimizer_state == 'expand' and have.isdisjoint(slots.kinds(want)):
+    given, wanted = (', '.join(sorted(x)) for x in (have, slots.kinds(want)))
+    faults.append(
+      f'has no optimizer state to expand: its slots are {given or "none"}, the '
+      f"optimizer's {wanted}. Use InitFrom.optimizer_state = 'fresh', or the "
+      'optimizer of that run'
+    )
+  if faults:
+    raise ValueError(f'{init.path} ' + '; and it '.join(faults) + '.')
 
 
 def _expand(source: trees.Tree, state: Any, rules: surgery.Rules) -> Any:

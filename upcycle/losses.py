@@ -128,7 +128,8 @@ def auxiliary(collection: Mapping[str, Any]) -> dict[str, Float[Array, '']]:
 
   The mean is over the layers that have the loss. (T5X divides by all MoE
   layers, Expert Choice ones included: with a sparse encoder, its 0.01 weighs
-  as 0.005 here.)
+  as 0.005 here; V-MoE adds the layers up, so that its weight times their
+  number is the one here.)
   """
   by_name: dict[str, list[Array]] = {}
   for path, value in sown(collection).items():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upcycle import evaluate, initialize, losses, results
+from upcycle import compatibility, evaluate, initialize, losses, results
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
 
@@ -171,7 +171,11 @@ def train(
   else:
     state = jax.jit(start)()
   step, resumed = int(state.step), run is not None
-  run = run or {'start': step, 'seconds': 0.0}
+  run = run or {
+    'start': step,
+    'seconds': 0.0,
+    'model': compatibility.facts(model.config),
+  }
   end = run['start'] + num_steps
 
   step_fn = make_train_step(

@@ -53,7 +53,9 @@ def adapt(
   try:
     surgery.origins(trees.unflatten(params), shapes, rules)
   except ValueError as error:
-    hints = [] if resize_positions or not other else [_RESIZE]
+    rows = [(params[p].shape[1], want[p].shape[1]) for p in other]
+    helps = rows and not resize_positions and all(map(_resizable, rows))
+    hints = [_RESIZE] if helps else []
     hints += [_REPLACE] if ': head/' in str(error) else []
     raise ValueError('\n'.join([str(error), *hints])) from None
   new = [*replace, *map(re.escape, other)]
@@ -100,6 +102,13 @@ def _other_positions(
     and path in want
     and have[path].shape[:2] != want[path].shape[:2]
   ]
+
+
+def _resizable(rows: tuple[int, int]) -> bool:
+  try:
+    return bool(positions.grids(*rows))
+  except ValueError:
+    return False
 
 
 def _resized(leaf: Any, rows: int) -> trees.LazyArray:

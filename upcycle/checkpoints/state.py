@@ -8,6 +8,7 @@ the input iterator stands) and `run` (what else a resumed run goes on from).
 from collections.abc import Iterator
 import contextlib
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def read(path: str | Path) -> Checkpoint:
   saved = _saved_tree(folder)
   lazy = functools.partial(jax.tree.map, functools.partial(_lazy, folder))
   model, _ = vit_facts.facts(trees.flatten(saved['params']))
+  run_file = folder.parent / 'run' / 'metadata'
+  model |= json.loads(run_file.read_text()).get('model', {})
   return Checkpoint(
     params=lazy(saved['params']),
     step=step,

@@ -134,7 +134,11 @@ def _step(arrays: Flat) -> int:
   return max((int(np.asarray(x)) for x in counters), default=0)
 
 
-def write(path: str | os.PathLike, params: Mapping[str, Any]) -> Path:
+def write(
+  path: str | os.PathLike,
+  params: Mapping[str, Any],
+  model: Mapping[str, Any] | None = None,
+) -> Path:
   """Writes an .npz that vit_jax and big_vision load, as float32 if bfloat16.
 
   The leaves may be lazy, numpy's or JAX's; they are read one at a time. The
@@ -144,14 +148,22 @@ def write(path: str | os.PathLike, params: Mapping[str, Any]) -> Path:
   Args:
     path: a local name that ends in .npz, by which big_vision goes.
     params: nested dict of arrays.
+    model: the activation and norm_epsilon of the model, if known.
 
   Raises:
     FileExistsError: there is something at the path.
-    ValueError: another name, or parameters that are no ViT's; lists them.
+    ValueError: another name, parameters that are no ViT's, all listed, or a
+      model of another function than these code bases have.
   """
   path = os.fspath(path)
   if not path.endswith(SUFFIX) or stores.is_remote(path):
     raise ValueError(f'{path} is no local name that ends in {SUFFIX}.')
+  other = {k: v for k, v in (model or {}).items() if _FIXED.get(k, v) != v}
+  if other:
+    raise ValueError(
+      f'{path} cannot say that its model has {other}: what reads .npz files '
+      f'takes {_FIXED} for granted.'
+    )
   flat = trees.flatten(params)
   vit_facts.check(flat, f'Not written to {path} since it is no ViT')
   return npz.write(path, flat)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes an MLP sparse, and which layers of a stack are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from upcycle import routing
 
 Router = Callable[..., routing.Routing]
-Layers = tuple[int, ...] | Callable[[int], tuple[int, ...]]
+Layers = Sequence[int] | Callable[[int], tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,11 @@ def last_n_odd(num_layers: int, n: int) -> tuple[int, ...]:
   """The last n odd layers: V-MoE's last-n (Riquelme et al., 2021, 4.1)."""
   odd = range(1, num_layers, 2)
   return tuple(odd[max(len(odd) - n, 0) :])
+
+
+def hashable(layers: Layers) -> Layers:
+  """As jit wants the attributes of a model: tuples for lists."""
+  return layers if callable(layers) else tuple(layers)
 
 
 def sparse_layers(

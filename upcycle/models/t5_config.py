@@ -52,6 +52,9 @@ class T5Config:
 
   def __post_init__(self):
     object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
+    for name in ('encoder_moe_layers', 'decoder_moe_layers'):
+      layers_ = moe.hashable(getattr(self, name))
+      object.__setattr__(self, name, layers_)
     unknown = set(self.mlp_activations) - layers.ACTIVATIONS.keys()
     if unknown:
       raise ValueError(

@@ -124,7 +124,7 @@ class ViT(nn.Module):
     if config.pool_type == 'map':
       x = vit_layers.MAPHead(config, name='MAPHead_0')(x)
     else:
-      x = x[:, 0] if config.pool_type == 'tok' else x.mean(1)
+      x = x[:, 0] if config.pool_type == 'tok' else x.mean(1, jnp.float32)
     dense = functools.partial(layers.Dense, use_bias=True)
     if config.representation_size is not None:
       x = nn.tanh(dense(config.representation_size, name='pre_logits')(x))

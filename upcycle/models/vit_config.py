@@ -62,6 +62,8 @@ class ViTConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
+    layers_ = moe_config.hashable(self.moe_layers)
+    object.__setattr__(self, 'moe_layers', layers_)
     choices = {
       'pool_type': ('gap', 'tok', 'map'),
       'positions': ('learned', 'sincos2d'),
@@ -72,13 +74,18 @@ class ViTConfig:
       for name, known in choices.items()
       if getattr(self, name) not in known
     ]
-    parts = {'image_size': self.patch_size, 'width': self.num_heads}
-    if self.positions == 'sincos2d':
-      parts['width'] = 4 * self.num_heads
+    sizes = 'image_size', 'patch_size', 'channels', 'width', 'depth'
+    wrong += [
+      f'{name}={getattr(self, name)} is less than 1'
+      for name in (*sizes, 'mlp_dim', 'num_heads')
+      if getattr(self, name) < 1
+    ]
+    parts = [('image_size', self.patch_size), ('width', self.num_heads)]
+    parts += [('width', 4)] if self.positions == 'sincos2d' else []
     wrong += [
       f'{name}={getattr(self, name)} is no multiple of {of}'
-      for name, of in parts.items()
-      if getattr(self, name) % of
+      for name, of in parts
+      if of > 0 and getattr(self, name) % of
     ]
     if wrong:
       raise ValueError(f'No such ViT: {"; ".join(wrong)}.')

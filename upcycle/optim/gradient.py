@@ -24,8 +24,8 @@ def adamw(
 ) -> optax.GradientTransformation:
   """Adam after clipping by global norm, with decoupled weight decay by rules.
 
-  A parameter loses learning rate * rate * parameter a step, as in vmoe, whose
-  ViT rates are (('head/kernel', 3.0), ('.*/kernel', 0.03)).
+  A parameter loses learning rate * rate * parameter a step, as in vmoe; the
+  rates of its Soft MoE configs are (('head/kernel', 3.0), ('.*/kernel', 0.03)).
   """
   adam = optax.scale_by_adam(b1, b2, mu_dtype=mu_dtype)
   return _chain(adam, learning_rate, weight_decay, clip_norm)
