@@ -23,7 +23,10 @@ def main() -> None:
     __doc__,
     complete=False,
     checkpoint=('what to evaluate; the run in MODEL_DIR if not given', ''),
-    output=('a file to append to; MODEL_DIR/evaluation.jsonl if not given', ''),
+    output=(
+      'a file to append to; MODEL_DIR/evaluation.jsonl of a run if not given',
+      '',
+    ),
   )
   from rich import console, progress, table
 
@@ -33,7 +36,7 @@ def main() -> None:
     return gin_flags.bound(train.train, name, *default)
 
   checkpoint = args.checkpoint or bound('model_dir')
-  output = args.output or Path(bound('model_dir')) / 'evaluation.jsonl'
+  output = args.output or _in_run(bound('model_dir'), args.checkpoint)
   source = checkpoints.read(checkpoint)
   screen = console.Console()
   shown = table.Table('evaluation', 'metric', 'value', title=str(checkpoint))
@@ -59,6 +62,18 @@ def main() -> None:
         shown.add_row(name, metric, f'{value:.4f}')
   screen.print(shown)
   print(f'Written to {output}.')
+
+
+def _in_run(model_dir: str, checkpoint: str) -> Path:
+  """The file of a run; training would refuse a folder that is made here."""
+  from upcycle import results
+
+  if checkpoint and not (Path(model_dir) / results.CONFIG).exists():
+    raise ValueError(
+      f'There is no run in {model_dir} to write results of {checkpoint} to: '
+      'give a file by --output.'
+    )
+  return Path(model_dir) / 'evaluation.jsonl'
 
 
 if __name__ == '__main__':

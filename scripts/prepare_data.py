@@ -12,7 +12,7 @@ What is there already is verified and kept.
 import argparse
 import sys
 
-from upcycle.data import corpora, packages, prepare, prepare_images
+from upcycle.data import corpora, prepare, prepare_images
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def main() -> None:
     'images', help='fetch, verify, draw glyphs, decode, split'
   )
   images.add_argument(
-    '--sets', type=lambda names: names.split(','), help='all if not given'
+    '--sets',
+    type=lambda names: [n for n in names.split(',') if n],
+    help='all if not given',
   )
   images.add_argument(
     '--families',
@@ -50,7 +52,7 @@ def main() -> None:
   run, _ = flags.pop('run'), flags.pop('what')
   try:
     run(**{name: value for name, value in flags.items() if value is not None})
-  except (ValueError, RuntimeError, packages.MissingClient) as error:
+  except (OSError, RuntimeError, ValueError) as error:
     sys.exit(f'error: {error}')
 
 

@@ -2,6 +2,7 @@
 """Transforms of images, one by one."""
 
 import numpy as np
+from PIL import Image, ImageEnhance
 import pytest
 
 from upcycle.data import augment, rand_augment
@@ -67,10 +68,48 @@ def test_inception_crop_takes_parts_of_the_asked_size_and_shape(monkeypatch):
     assert (np.diff(steps[0]) == 120).all() and (np.diff(steps[1]) == 1).all()
 
 
+def test_inception_crop_by_default(monkeypatch):
+  sizes, taken = set(), []
+
+  def watch(image, *size):
+    sizes.add(size)
+    taken.append(image)
+    return image
+
+  monkeypatch.setattr(augment, '_resize', watch)
+  whole, generator = picture(200, 200, 1), rng()
+  for _ in range(1000):
+    augment.inception_crop(whole, generator)
+  assert sizes == {(224, 224)}
+  areas = np.array([x.size / whole.size for x in taken])
+  ratios = np.array([x.shape[1] / x.shape[0] for x in taken])
+  assert 0.045 < areas.min() < 0.07 and areas.max() > 0.9
+  assert 0.72 < ratios.min() < 0.78 and 1.28 < ratios.max() < 1.36
+
+
+def test_inception_crop_reaches_every_corner(monkeypatch):
+  monkeypatch.setattr(augment, '_resize', lambda image, h, w: image)
+  whole, generator = np.arange(64, dtype=np.float32).reshape(8, 8, 1), rng()
+  seen = set()
+  for _ in range(200):
+    part = augment.inception_crop(whole, generator, area=(0.3, 0.5))
+    seen |= set(part.ravel().tolist())
+  assert seen >= {0, 7, 56, 63}
+
+
 def test_inception_crop_falls_back_to_the_whole_image():
   image = np.full((10, 100, 1), 7, np.uint8)
   found = augment.inception_crop(image, rng(), size=16, area=(0.9, 1.0))
   np.testing.assert_array_equal(found, np.full((16, 16, 1), 7, np.uint8))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_resize_is_bilinear_with_antialiasing(dtype):
+  edge = np.zeros((4, 4, 1), dtype)
+  edge[:, 2:] = 255
+  found = augment.resize(edge, rng(), size=2)[0, :, 0]
+  # A triangle of twice the width: weights 3, 3, 1 of 7.
+  np.testing.assert_allclose(found, [255 / 7, 255 * 6 / 7], atol=1)
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3])
@@ -132,6 +171,7 @@ def test_every_operation_of_rand_augment(operation, channels):
     (rand_augment.solarize, 0.3, 155),
     (rand_augment.solarize, 0.5, 100),
     (rand_augment.posterize, 0.5, 64),
+    (rand_augment.posterize, 1.0, 96),
     (rand_augment.posterize, 3.0, 100),
   ],
 )
@@ -151,6 +191,70 @@ def test_distances_of_rand_augment():
   assert moved.all(1).sum() == 25
   moved = np.asarray(rand_augment.translate_x(small, 1.0, rng())) == 128
   assert moved.all(0).sum() == 25
+
+
+def of(colour, side=41):
+  return Image.new('L', (side, side), colour)
+
+
+@pytest.mark.parametrize('axis', [0, 1])
+def test_angles_of_shearing(axis):
+  operation = (rand_augment.shear_y, rand_augment.shear_x)[axis]
+  fills = np.asarray(operation(of(100), 1.0, rng())) == 128
+  fills = fills if axis else fills.T
+  # Rows move by 0.3 of their distance from the first.
+  assert fills.sum(1)[[0, 10, 40]].tolist() == [0, 3, 12]
+
+
+def test_angles_of_rotation():
+  line = of(100, 101)
+  line.paste(255, (0, 49, 101, 52))
+  found = np.asarray(rand_augment.rotate(line, 1.0, rng())) == 255
+  across = round(40 * np.cos(np.pi / 6)), round(40 * np.sin(np.pi / 6))
+  ends = [found[50 + s * across[1], 50 + across[0]] for s in (-1, 1)]
+  assert sorted(ends) == [False, True]
+
+
+@pytest.mark.parametrize(
+  'operation',
+  [
+    rand_augment.rotate,
+    rand_augment.shear_x,
+    rand_augment.shear_y,
+    rand_augment.translate_x,
+    rand_augment.translate_y,
+  ],
+)
+def test_either_way_is_as_likely(operation):
+  image, generator = augment.to_pil(picture(24, 24, 1)), rng()
+  found = [operation(image, 0.5, generator).tobytes() for _ in range(200)]
+  assert len(set(found)) == 2 and 70 < found.count(found[0]) < 130
+
+
+@pytest.mark.parametrize('strength, factor', [(0.0, 0.1), (1.0, 1.9)])
+@pytest.mark.parametrize(
+  'name', ['Color', 'Contrast', 'Brightness', 'Sharpness']
+)
+def test_enhancements(name, strength, factor):
+  function = getattr(ImageEnhance, name)
+  (operation,) = (
+    x for x in rand_augment.OPERATIONS if getattr(x, 'args', ()) == (function,)
+  )
+  image = augment.to_pil(picture())
+  want = function(image).enhance(factor)
+  assert operation(image, strength, rng()).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize(
+  'options, strengths',
+  [({}, [1.5] * 2), ({'layers': 3, 'magnitude': 4.0}, [0.4] * 3)],
+)
+def test_magnitude_and_layers(options, strengths, monkeypatch):
+  found = []
+  note = lambda image, strength, rng: found.append(strength) or image  # noqa: E731
+  monkeypatch.setattr(rand_augment, 'OPERATIONS', (note,))
+  rand_augment.rand_augment(picture(), rng(), **options)
+  assert found == strengths
 
 
 def test_rand_augment_depends_on_the_generator_alone():

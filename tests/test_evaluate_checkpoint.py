@@ -143,6 +143,18 @@ def test_the_script_evaluates_the_run_in_model_dir(
   assert json.loads(line)['checkpoint'] == str(run)
 
 
+def test_the_script_makes_no_run(paths, tmp_path, monkeypatch):
+  run, leave_out = tmp_path / 'run', '--gin.train.train.evaluations=None'
+  args = f'--checkpoint={paths["dense"]}', leave_out
+  error = call(monkeypatch, paths, *args, model_dir=run)
+  assert f'There is no run in {run}' in error and '--output' in error
+  assert not run.exists()
+  run.mkdir()
+  (run / results.CONFIG).touch()
+  assert call(monkeypatch, paths, *args, model_dir=run) is None
+  assert (run / 'evaluation.jsonl').exists()
+
+
 def test_the_script_says_what_is_missing(paths, monkeypatch):
   error = call(monkeypatch, paths)
   assert 'bind nothing to train.model_dir = %MODEL_DIR' in error

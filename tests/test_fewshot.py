@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import golden
 from upcycle import fewshot, ridge
+from upcycle.models import moe, vit, vit_config
 
 GOLDEN, META = golden('vmoe_train_bits')
 HINT = (
@@ -94,6 +95,11 @@ def test_images_become_what_the_model_takes():
     assert found.shape == (size, size, channels)
     np.testing.assert_array_equal(found, found[..., :1] + 0 * found)
   assert fewshot.fit_image(image, 2, 1).shape == (2, 2, 1)
+  # A triangle of twice the width: weights 3, 3, 1 of 7.
+  edge = np.zeros((4, 4, 1), np.uint8)
+  edge[:, 2:] = 255
+  found = (fewshot.fit_image(edge, 2, 1) + 1) * 127.5
+  np.testing.assert_allclose(found[0, :, 0], [255 / 7, 255 * 6 / 7], atol=1)
   for value, want in ((0, -1.0), (255, 1.0)):
     flat = np.full((5, 7, 3), value, np.uint8)
     assert (fewshot.fit_image(flat, 4, 3) == want).all()
@@ -142,16 +148,29 @@ TRACED = []
 PARAMS = {'kernel': np.eye(16, dtype=np.float32)}
 
 
+TINY = vit_config.ViTConfig(
+  image_size=8,
+  patch_size=4,
+  channels=1,
+  width=16,
+  depth=2,
+  mlp_dim=16,
+  num_heads=2,
+  num_classes=5,
+)
+
+
 class Source(list):
   num_classes = 3
+  labels = None
 
 
-def source(count, seed, noise=40):
+def source(count, seed, noise=40, size=4):
   """Images of three levels of grey in one corner, and noise."""
   rng = np.random.default_rng(seed)
   labels = np.arange(count) % 3
-  images = rng.integers(0, noise, (count, 4, 4, 1))
-  images[:, :2, :2] += 80 * labels[:, None, None, None]
+  images = rng.integers(0, noise, (count, size, size, 1))
+  images[:, : size // 2, : size // 2] += 80 * labels[:, None, None, None]
   return Source(
     {'image': image.astype(np.uint8), 'labels': np.array([label])}
     for image, label in zip(images, labels, strict=True)
@@ -180,11 +199,13 @@ def test_a_model_is_evaluated_on_several_sets():
   assert values['1shot/hard'] < values['7shot/hard'] < values['7shot/easy']
 
 
-def test_the_mean_is_over_the_draws_and_the_whole_test_set():
+@pytest.mark.parametrize('seeds', [2, 5])
+def test_the_mean_is_over_the_draws_and_the_whole_test_set(seeds):
   train, test = source(60, 2, noise=176), source(50, 3, noise=176)
-  values = fewshot.Fewshot({'s': (train, test)}, shots=(2,), batch_size=64)(
-    Model(), PARAMS
+  evaluate = fewshot.Fewshot(
+    {'s': (train, test)}, shots=(2,), seeds=seeds, batch_size=16
   )
+  values = evaluate(Model(), PARAMS)
   pixels, labels = zip(
     *(
       (
@@ -197,7 +218,7 @@ def test_the_mean_is_over_the_draws_and_the_whole_test_set():
   )
   pixels = [np.asarray(jnp.bfloat16(x), np.float32) for x in pixels]
   accuracies = []
-  for seed in range(5):
+  for seed in range(seeds):
     at = ridge.draw(labels[0], 2, seed)
     fit = ridge.ridge(pixels[0][at], labels[0][at], 3)
     accuracies.append(ridge.accuracy(fit, 1024.0, pixels[1], labels[1]))
@@ -216,11 +237,76 @@ def test_part_of_a_test_set_is_always_the_same_part():
   assert first * 35 == pytest.approx(round(first * 35))
 
 
+class Watched(Source):
+  """A source that knows its labels, and which images were read."""
+
+  def __init__(self, rows):
+    super().__init__(rows)
+    self.read = []
+    self.labels = lambda: [row['labels'] for row in rows]
+
+  def __getitem__(self, i):
+    self.read.append(i)
+    return super().__getitem__(i)
+
+
+def test_only_images_that_are_used_are_read():
+  train, test = Watched(source(90, 0)), Watched(source(40, 1))
+  evaluate = fewshot.Fewshot({'s': (train, test)}, shots=(2,), max_test=7)
+  evaluate(Model(), PARAMS)
+  drawn = [ridge.draw(np.arange(90) % 3, 2, seed) for seed in range(5)]
+  assert sorted(train.read) == np.unique(drawn).tolist()
+  assert len(set(test.read)) == len(test.read) == 7
+  assert set(test.read) != set(range(7)), 'the first are of one class'
+
+
+def test_batches_mix_the_classes(monkeypatch):
+  """Where experts choose among images, and images are sorted by class."""
+  config = dataclasses.replace(TINY, moe=moe.MoeConfig(num_experts=2))
+  model = vit.ViT(config)
+  params = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())
+  apply, batches = fewshot._apply, []
+
+  def watch(model, params, images, valid):
+    levels = images[:, :4, :4].mean((1, 2, 3))
+    batches.append(np.digitize(levels, [-0.55, 0.1])[valid])
+    return apply(model, params, images, valid)
+
+  monkeypatch.setattr(fewshot, '_apply', watch)
+  sets = [
+    Source(sorted(source(48, seed, size=8), key=lambda x: int(x['labels'][0])))
+    for seed in (0, 1)
+  ]
+  evaluate = fewshot.Fewshot({'s': tuple(sets)}, shots=(16,), batch_size=8)
+  assert evaluate(model, params['params'])['16shot/s'] > 0.9
+  assert len(batches) == 12
+  assert all(len(set(batch.tolist())) > 1 for batch in batches)
+
+
+@pytest.mark.parametrize('channels', [2, 4])
+def test_images_that_are_neither_grey_nor_rgb(channels):
+  train, test = source(9, 0), source(9, 1)
+  test[4]['image'] = np.zeros((4, 4, channels), np.uint8)
+  message = rf"set 's', image 4: it is grey or RGB, .* not {channels}\."
+  with pytest.raises(ValueError, match=message):
+    fewshot.Fewshot({'s': (train, test)})(Model(), PARAMS)
+
+
+def test_features_that_are_not_finite():
+  kernel = PARAMS['kernel'].copy()
+  kernel[3, 3] = np.nan
+  sets = {'s': (source(9, 0), source(9, 1))}
+  with pytest.raises(FloatingPointError, match=r"'s': .* of 9 of 9 images"):
+    fewshot.Fewshot(sets)(Model(), {'kernel': kernel})
+
+
 def test_refuses_images_without_one_label_and_unseen_classes():
   train, test = source(9, 0), source(9, 1)
   several = Source([*test[:2], {**test[2], 'labels': np.array([1, 2])}])
-  with pytest.raises(ValueError, match=r"set 's'.* 1 have none or sev.*\[2\]"):
-    fewshot.Fewshot({'s': (train, several)})(Model(), PARAMS)
+  for labels in ([1, 2], [], [3], [-1]):
+    several[2]['labels'] = np.array(labels, np.int64)
+    with pytest.raises(ValueError, match=r"'s': .*0 \.\.\. 2; of 3 .*\[2\]"):
+      fewshot.Fewshot({'s': (train, several)})(Model(), PARAMS)
   with pytest.raises(ValueError, match=r"set 's'.*of 0 images"):
     fewshot.Fewshot({'s': (Source(), test)})(Model(), PARAMS)
   two = Source(x for x in train if x['labels'][0] != 1)
@@ -239,19 +325,7 @@ def test_refuses_to_evaluate_nothing(change):
 
 
 def test_on_a_vision_transformer():
-  from upcycle.models import vit
-
-  config = vit.ViTConfig(
-    image_size=8,
-    patch_size=4,
-    channels=1,
-    width=16,
-    depth=1,
-    mlp_dim=16,
-    num_heads=2,
-    num_classes=5,
-  )
-  model = vit.ViT(config)
+  model = vit.ViT(TINY)
   params = jax.jit(model.init)(jax.random.key(0), **model.example_inputs())
   sets = {'s': (source(30, 0), source(30, 1))}
   evaluate = fewshot.Fewshot(sets, shots=(10,), l2=(1.0,), batch_size=32)

@@ -24,7 +24,7 @@ from upcycle.data import (
   packages,
   prepare_images,
 )
-from upcycle.data.glyphs import Example
+from upcycle.data.image_sources import Example
 
 FONTS = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
 ROMAN = (FONTS / 'DejaVuSans.ttf').read_bytes()
@@ -74,7 +74,13 @@ def test_the_list_of_families():
 def test_bad_families_are_listed(tmp_path):
   digest = '0' * 64
   path = tmp_path / 'families.txt'
-  lines = ['# none', f'a 1 train {digest}', f'a 2 train {digest}', 'b 1 test x']
+  lines = [
+    '# none',
+    '  ',
+    f'a 1 train {digest}',
+    f'a 2 train {digest}',
+    'b 1 test x',
+  ]
   path.write_text('\n'.join(lines))
   message = r"'a 1 train.*'a 2 train.*'b 1 test x', 'no family of validation"
   with pytest.raises(ValueError, match=message):
@@ -111,6 +117,19 @@ def test_glyphs_of_a_face_are_in_proportion():
   assert abs(height('book', '400-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
   assert abs(height('serif', '700-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
   assert height('book', '400-normal/c') < 0.85 * height('book', '400-normal/C')
+
+
+def test_capitals_are_as_high_as_digits_of_mnist():
+  assert glyphs.CAPITAL_HEIGHT == 20
+
+
+def test_what_is_too_large_is_made_smaller(monkeypatch):
+  monkeypatch.setattr(glyphs, 'CAPITAL_HEIGHT', 40)
+  found = {e.name[-1]: e.image for e in glyphs.draw(FAMILIES['serif'].items())}
+  for character in 'HWi':
+    top, bottom, left, right = ink(found[character])
+    assert abs(max(bottom - top, right - left) + 1 - 28) <= 1
+    assert abs(top + bottom - 31) <= 1 and abs(left + right - 31) <= 1
 
 
 def test_what_a_font_lacks_is_left_out():
@@ -292,6 +311,25 @@ def test_a_damaged_set_is_refused_and_prepared_again(tiny, tmp_path):
   assert file.read_bytes() == content
 
 
+def test_a_checksum_is_computed_once(tiny, tmp_path, monkeypatch):
+  run(tmp_path, sets=['pip-digits'])
+  digest, files = packages.hashlib.file_digest, []
+
+  def count(file, kind):
+    files.append(file.name)
+    return digest(file, kind)
+
+  monkeypatch.setattr(packages.hashlib, 'file_digest', count)
+  for split in ('train', 'test', 'train'):
+    source = image_arrays.local('pip-digits', split, tmp_path)
+    labels = [row['labels'][0] for row in source]
+    assert source.labels().tolist() == labels
+  assert len(files) == len(set(files)) == 4
+  assert (
+    source.digest != image_arrays.local('pip-digits', 'test', tmp_path).digest
+  )
+
+
 def test_an_interrupted_preparation_leaves_no_set(tiny, tmp_path, monkeypatch):
   def stop(*args):
     raise KeyboardInterrupt
@@ -345,6 +383,8 @@ def test_a_split_without_images_is_refused(tiny, tmp_path):
 def test_bad_choices(tiny, tmp_path):
   with pytest.raises(ValueError, match=r"no sets \['cats'\]; there are \['gly"):
     run(tmp_path / 'data', sets=['glyphs', 'cats'])
+  with pytest.raises(ValueError, match='No set is named'):
+    run(tmp_path / 'data', sets=[])
   with pytest.raises(ValueError, match='2 families: the list has 1 to train'):
     run(tmp_path / 'data', families=2)
   assert not (tmp_path / 'data').exists()
@@ -364,5 +404,11 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
   prepare_data.main()
   assert 'npm-digits' in capsys.readouterr().out
   monkeypatch.setattr(sys, 'argv', [*command.split(), '--families=9'])
-  with pytest.raises(SystemExit, match='error: 9 families'):
-    prepare_data.main()
+  for flag, message in (
+    ('--families=9', '9 families'),
+    ('--families=nofile', '.*No such file .*nofile'),
+    ('--sets=', r'No set is named; there are \['),
+  ):
+    monkeypatch.setattr(sys, 'argv', [*command.split(), flag])
+    with pytest.raises(SystemExit, match=f'error: {message}'):
+      prepare_data.main()

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of images: order, shards, resuming, mixup, sources, bad input."""
 
+import dataclasses
 import itertools
+import json
 import sys
+import threading
+import time
 import types
 
 import numpy as np
-from PIL import Image
 import pytest
 
-from upcycle.data import augment, image_parts, images
+from upcycle.data import augment, image_parts, images, rand_augment
 
 COUNT, CLASSES = 21, 5
 
@@ -23,7 +26,12 @@ def source(**changes) -> images.Source:
   for i, label in changes.get('labels', {}).items():
     labels[i] = np.array(label, np.int64)
   return images.Source(
-    'tiny', CLASSES, COUNT, lambda i: {'image': pixels[i], 'labels': labels[i]}
+    'tiny',
+    CLASSES,
+    COUNT,
+    lambda i: {'image': pixels[i], 'labels': labels[i]},
+    lambda: labels,
+    changes.get('digest', ''),
   )
 
 
@@ -87,6 +95,37 @@ def test_every_use_of_an_image_has_its_own_random_numbers():
 
 
 @pytest.mark.parametrize('mixup', [None, 0.4])
+def test_another_seed_draws_other_numbers(mixup):
+  """Beside the order: of the transforms, and of mixup."""
+  transforms = (augment.value_range,) if mixup else (noise, augment.value_range)
+  first, second = (
+    take(make(None, transforms, shuffle=False, mixup=mixup, seed=s), 1)[0]
+    for s in (1, 2)
+  )
+  assert first['labels'].tolist() == second['labels'].tolist()
+  assert not np.array_equal(first['images'], second['images'])
+
+
+def test_no_two_uses_draw_the_same():
+  """What order and mixup draw first is not what a transform does."""
+  orders, shares = [], []
+
+  def watch(image, rng):
+    state = rng.bit_generator.state
+    orders.append(rng.permutation(np.arange(COUNT, dtype=np.uint32)).tolist())
+    rng.bit_generator.state = state
+    shares.append(rng.beta(0.5, 0.5))
+    return image
+
+  transforms = watch, augment.value_range
+  order = take(make(None, transforms, batch_size=COUNT, repeat=False), 1)
+  assert values(order[0]) not in orders
+  (mixed,) = take(make(None, transforms, mixup=0.5), 1)
+  share = mixed['label_weights'][0, 0]
+  assert len(shares) > 6 and not np.isclose(shares, share, rtol=1e-4).any()
+
+
+@pytest.mark.parametrize('mixup', [None, 0.4])
 def test_the_stream_does_not_depend_on_the_processes(mixup):
   arguments = {'mixup': mixup, 'batch_size': 8}
   transforms = noise, augment.value_range
@@ -110,6 +149,44 @@ def test_a_resumed_iterator_goes_on_exactly(threads):
   again = iter(make(None, (noise, augment.value_range), mixup=0.5))
   again.set_state(state)
   same(list(itertools.islice(again, 4)), expected[3:])
+
+
+def test_threads_share_a_batch():
+  barrier = threading.Barrier(3, timeout=20)
+
+  def meet(image, rng):
+    del rng
+    if threading.current_thread() is not threading.main_thread():
+      barrier.wait()
+    return image
+
+  transforms = meet, augment.value_range
+  plain = take(make(batch_size=3), 4)
+  same(take(make(None, transforms, threads=3, batch_size=3), 4), plain)
+
+
+def test_few_batches_are_held():
+  read = []
+  data = source()
+  counted = images.Source(
+    'tiny', CLASSES, COUNT, lambda i: read.append(i) or data[i]
+  )
+  iterator = iter(make(counted, threads=16))
+  next(iterator)
+  time.sleep(0.3)
+  assert len(read) <= 1 + 3 * 6
+
+
+@pytest.mark.parametrize('changes', [{'digest': 'b'}, {'length': COUNT - 1}])
+def test_other_images_are_not_gone_on_with(changes):
+  first = source(digest='a')
+  iterator = iter(make(first))
+  next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  iter(make(source(digest='a'))).set_state(state)
+  other = iter(make(dataclasses.replace(first, **changes)))
+  with pytest.raises(ValueError, match=r'tiny is not what the run began with'):
+    other.set_state(state)
 
 
 @pytest.mark.parametrize('count', [1, 2, 6])
@@ -156,6 +233,9 @@ def test_mixup_mixes_pairs():
   assert 0.3 < np.mean(shares) < 0.7
 
 
+FLOATS = np.tile(np.float32([0, 255]), 8).reshape(4, 4, 1)
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -165,6 +245,17 @@ def test_mixup_mixes_pairs():
     ({'num_classes': 4}, 'tiny has 5 classes, the model only 4'),
     ({'batch_size': 5, 'shard_count': 2}, 'cannot be shared by 2 processes'),
     ({'transforms': ()}, 'make uint8, not float32: .* `value_range`'),
+    (
+      {
+        'data': source(pixels=dict.fromkeys(range(COUNT), FLOATS)),
+        'transforms': (),
+      },
+      'make values from 0 to 255, not from -1 to 1: .* `value_range`',
+    ),
+    (
+      {'transforms': (augment.value_range, rand_augment.rand_augment)},
+      r'tiny, image \d+: rand_augment takes uint8.* before value_range',
+    ),
     (
       {'data': images.Source('none', 1, 0, lambda i: {})},
       'none holds no image',
@@ -211,65 +302,6 @@ def test_a_transform_that_fails_names_the_image():
     take(dataset, 1)
 
 
-@pytest.fixture
-def pictures(tmp_path):
-  """Two classes of two images in two splits; a hidden file is none."""
-  for split in ('train', 'val'):
-    for label, name in enumerate(('cat', 'dog')):
-      folder = tmp_path / split / name
-      folder.mkdir(parents=True)
-      for i in range(2):
-        grey = np.full((8, 8), 100 * label + i, np.uint8)
-        Image.fromarray(grey).save(folder / f'{i}.png')
-  (tmp_path / 'train' / 'cat' / '.hidden').touch()
-  return tmp_path
-
-
-def test_a_folder(pictures):
-  data = images.folder(pictures, 'train')
-  assert (len(data), data.num_classes) == (4, 2)
-  found = [(r['image'].shape, r['image'].max(), r['labels'][0]) for r in data]
-  shape = (8, 8, 3)
-  assert found == [
-    (shape, 0, 0),
-    (shape, 1, 0),
-    (shape, 100, 1),
-    (shape, 101, 1),
-  ]
-
-
-def test_all_faults_of_a_folder_are_listed(pictures):
-  root = pictures / 'train'
-  (root / 'cat' / 'note.txt').write_text('no image')
-  (root / 'dog' / 'empty.png').touch()
-  (root / 'ant').mkdir()
-  (pictures / 'val' / 'bee').mkdir()
-  with pytest.raises(ValueError, match=f'4 faults in {root}') as error:
-    images.folder(pictures, 'train')
-  for fault in (
-    'note.txt: ',
-    'empty.png: ',
-    'ant: no images',
-    'bee: no images',
-  ):
-    assert fault in str(error.value)
-
-
-def test_a_truncated_file_is_named(pictures):
-  file = pictures / 'train' / 'cat' / '1.png'
-  Image.fromarray(np.eye(90, dtype=np.uint8) * 255).save(file)
-  file.write_bytes(file.read_bytes()[:-40])
-  data = images.folder(pictures, 'train')
-  with pytest.raises(ValueError, match=f'{file} cannot be decoded'):
-    data[1]
-
-
-@pytest.mark.parametrize('split', ['test', 'train/cat'])
-def test_no_folder(pictures, split):
-  with pytest.raises(FileNotFoundError, match=f'{split}/CLASS'):
-    images.folder(pictures / 'nowhere', split)
-
-
 def test_parts_of_a_source_are_disjoint_and_of_all_classes():
   data = source()
   first, rest = (
@@ -282,6 +314,9 @@ def test_parts_of_a_source_are_disjoint_and_of_all_classes():
   assert found[0] != list(range(15))
   assert first.num_classes == rest.num_classes == CLASSES
   assert list(image_parts.part(data)) == list(data)
+  for part in (first, rest):
+    assert list(part.labels()) == [row['labels'] for row in part]
+  assert first.digest != rest.digest
   for ends in ((0.5, 0.5), (0.0, 1.1), (-0.1, 0.5)):
     with pytest.raises(ValueError, match=r'No part .* tiny: 0 <= first <'):
       image_parts.part(data, *ends)
@@ -297,6 +332,10 @@ class Records(list):
 
 class Label:
   num_classes = 7
+
+
+class Skip:
+  """Leaves an image encoded."""
 
 
 class Sequence:
@@ -316,16 +355,22 @@ def tfds(monkeypatch):
       {'image': 0, 'labels': Sequence()},
     ),
     'text': Records([], {'text': 0}),
+    'regression': Records([], {'image': 0, 'label': np.float32}),
   }
 
-  def data_source(name, *, split, data_dir, download):
+  def data_source(name, *, split, data_dir, download, decoders=None):
     assert download is False
     assert split == 'train' and data_dir == 'there'
     if name not in known:
       raise NotImplementedError('not ArrayRecord')
+    if decoders:
+      assert list(map(type, decoders.values())) == [Skip]
+      skipped = [row | dict.fromkeys(decoders, b'') for row in known[name]]
+      return Records(skipped, None)
     return known[name]
 
-  module = types.SimpleNamespace(data_source=data_source)
+  decode = types.SimpleNamespace(SkipDecoding=Skip)
+  module = types.SimpleNamespace(data_source=data_source, decode=decode)
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
 
 
@@ -334,6 +379,7 @@ def test_tfds(tfds, name, labels):
   data = images.tfds(name, 'train', 'there')
   assert (len(data), data.num_classes) == (1, 7)
   assert data[0]['labels'].tolist() == labels
+  assert np.ravel(data.labels()[0]).tolist() == labels
   (batch,) = take(make(data, num_labels=2, batch_size=1), 1)
   assert batch['label_weights'].sum() == len(labels)
 
@@ -341,6 +387,8 @@ def test_tfds(tfds, name, labels):
 def test_what_tfds_lacks_is_said(tfds, monkeypatch):
   with pytest.raises(ValueError, match=r"\['text'\]; 'image' and 'label'"):
     images.tfds('text', 'train', 'there')
+  with pytest.raises(ValueError, match=r"'label' of .*has no classes; take a"):
+    images.tfds('regression', 'train', 'there')
   message = r"'other', split 'train' in there .*`tfds build other --file_format"
   with pytest.raises(ValueError, match=message):
     images.tfds('other', 'train', 'there')

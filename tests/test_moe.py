@@ -12,14 +12,15 @@ import pytest
 from tests.conftest import golden
 from tests.test_routing import CAUSAL, ROUTERS
 from upcycle import dispatch, routing, trees
-from upcycle.models import layers, moe
+from upcycle.models import moe
+from upcycle.models.mlp import Mlp
 
 T5X, META = golden('t5x_moe_layer')
 
 
 def layer(config, activations=('gelu', 'linear'), mlp_dim=32, causal=False):
   def expert(dropout_rate, name):
-    return layers.GatedMlp(mlp_dim, activations, dropout_rate, name=name)
+    return Mlp(mlp_dim, activations, dropout_rate, name=name)
 
   return moe.MoeLayer(config, expert, causal)
 
@@ -160,7 +161,7 @@ def test_dispatch_equals_the_onehot_form(router):
 
 def upcycled(config, x, key=0):
   """(dense output, sparse output, metrics) with experts that are copies."""
-  mlp = layers.GatedMlp(32, ('gelu', 'linear'))
+  mlp = Mlp(32, ('gelu', 'linear'))
   dense = mlp.init(jax.random.key(key), x)['params']
   module = layer(config)
   params = dict(module.init(jax.random.key(key + 1), x)['params'])

@@ -2,6 +2,7 @@
 """Sweeps: commands, what is missing, results, and what is chosen of them."""
 
 import json
+import runpy
 import shlex
 import subprocess
 
@@ -146,6 +147,9 @@ def test_runs_that_are_none():
   sweep.check([good])
   with pytest.raises(ValueError, match=r"'a' is there twice; .*'b'.*no config"):
     sweep.check([good, good, {'name': 'b', 'bindings': {}}])
+  sweep.check([good | {'bindings': {'vit.preset.moe': None}}])
+  with pytest.raises(ValueError, match="arm of 'a' is None"):
+    sweep.check([good | {'arm': None}])
 
 
 def test_values_of_bindings_are_gins():
@@ -163,9 +167,15 @@ def test_values_of_bindings_are_gins():
 def test_validation_chooses_among_means():
   rows = [
     {'lr': lr, 'seed': seed, 'eval/accuracy': value}
-    for lr, values in {1: (0.1, 0.9), 2: (0.6, 0.6), 3: (0.99, np.nan)}.items()
+    for lr, values in {
+      1: (0.1, 0.9),
+      2: (0.6, 0.6),
+      3: (0.99, 0.99, 0.99, np.nan),
+    }.items()
     for seed, value in enumerate(values)
-  ] + [{'lr': 4, 'seed': 0}]
+  ]
+  rows += [{'lr': 4, 'seed': seed, 'eval/accuracy': 1.0} for seed in range(3)]
+  rows += [{'lr': 4, 'seed': 3}]
   key, chosen = sweep.best(rows, 'eval/accuracy', 'lr')
   assert key == (2,) and [row['seed'] for row in chosen] == [0, 1]
 
@@ -177,8 +187,6 @@ def test_validation_chooses_among_means():
 )
 def test_experiments_are_sweeps(file, monkeypatch, capsys):
   """All runs of all scales have a config that is there, and a command."""
-  import runpy
-
   found = runpy.run_path(str(file))
   for scale, runs in found['SCALES'].items():
     sweep.check(runs)
@@ -190,11 +198,44 @@ def test_experiments_are_sweeps(file, monkeypatch, capsys):
     assert found['summary'](rows)
 
 
-def test_the_papers_finetuning_grid():
-  import runpy
-
+@pytest.fixture
+def finetuning():
   file = tiny_scripts.ROOT / 'experiments/01_vit_finetune/sweep.py'
-  runs = runpy.run_path(str(file))['SCALES']['base']
+  return runpy.run_path(str(file))
+
+
+def test_finetuning_is_chosen_by_validation_and_reported_on_test(finetuning):
+  accuracies = {0.1: (0.6, 0.9), 0.03: (0.8, 0.7), 0.01: (0.7, 0.5)}
+  names = 'eval/accuracy', 'test/accuracy'
+  rows = [
+    run | dict(zip(names, accuracies[run['peak']], strict=True))
+    for run in finetuning['SCALES']['laptop']
+  ]
+  lines = finetuning['summary'](rows).splitlines()
+  assert [line.split(':')[0] for line in lines] == ['dense', 'upcycled']
+  for line in lines:
+    assert ' at 0.03 are best on validation; test accuracy 70.00%' in line
+    assert '(70.00 to 70.00, 3 seeds)' in line
+
+
+@pytest.mark.parametrize('scale', ['laptop', 'base'])
+def test_arms_of_finetuning(scale, finetuning):
+  """One differs from the other in its checkpoint and in being dense."""
+  arms = sweep.groups(finetuning['SCALES'][scale], 'arm')
+  dense, sparse = ([r['bindings'] for r in runs] for runs in arms.values())
+  for a, b in zip(dense, sparse, strict=True):
+    a, b = dict(a), dict(b)
+    assert a.pop('vit.preset.moe', 'absent') is None
+    folders = [x.pop('CHECKPOINT').rsplit('/', 1)[-1] for x in (a, b)]
+    assert folders == ['dense', 'upcycle']
+    assert a == b
+  for run in finetuning['SCALES'][scale]:
+    for name in ('train.train.seed', 'train/images.batches.seed'):
+      assert run['bindings'][name] == run['seed']
+
+
+def test_the_papers_finetuning_grid(finetuning):
+  runs = finetuning['SCALES']['base']
   grid = {
     (b['STEPS'], b['WARMUP'], b['PEAK'])
     for b in (run['bindings'] for run in runs)

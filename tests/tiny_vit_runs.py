@@ -10,7 +10,7 @@ import numpy as np
 from upcycle import initialize, optim
 from upcycle.checkpoints import state as run_state
 from upcycle.data import image_arrays
-from upcycle.data.glyphs import Example
+from upcycle.data.image_sources import Example
 from upcycle.models import vit
 
 CLASSES = 5
@@ -81,11 +81,12 @@ def fake_tfds(monkeypatch, records: Records | None = None) -> list:
   """Puts one set in place of all of TFDS; returns the (name, split) asked."""
   asked, records = [], Records() if records is None else records
 
-  def data_source(name, *, split, data_dir, download):
+  def data_source(name, *, split, data_dir, download, decoders=None):
     asked.append((name, split))
     return records
 
-  module = types.SimpleNamespace(data_source=data_source)
+  decode = types.SimpleNamespace(SkipDecoding=object)
+  module = types.SimpleNamespace(data_source=data_source, decode=decode)
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
   return asked
 

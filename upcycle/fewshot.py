@@ -5,6 +5,7 @@ The paper's transfer number is the mean over five draws of ten images a class.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
 import itertools
@@ -19,7 +20,7 @@ from PIL import Image
 
 from upcycle import ridge
 
-# [i] is {'image': uint8 [H, W, C], 'labels': [1]}; has len and num_classes.
+# See Fewshot.sets.
 Source = Any
 Labels = tuple[Int[np.ndarray, ' N'], Int[np.ndarray, ' n']]
 
@@ -31,7 +32,14 @@ def fit_image(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     image: uint8 [H, W, C], C 1 or 3.
     size: of the result's height and width.
     channels: of the result; grey is repeated, colours become grey.
+
+  Raises:
+    ValueError: C is another.
   """
+  if image.shape[2] not in (1, 3):
+    raise ValueError(
+      f'it is grey or RGB, with 1 or 3 channels, not {image.shape[2]}.'
+    )
   if image.shape[:2] != (size, size) or image.shape[2] > channels:
     pixels = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     pixels = pixels if channels > 1 else pixels.convert('L')
@@ -46,7 +54,8 @@ def crop_image(
 ) -> np.ndarray:
   """The middle of an image resized to a larger square; see `fit_image`.
 
-  vmoe's few-shot evaluation sees 224 pixels of 256.
+  vmoe's few-shot evaluation sees 224 pixels of 256. It resizes without
+  antialiasing, by TensorFlow, which is not needed here.
 
   Raises:
     ValueError: the model takes more pixels than the square has.
@@ -69,9 +78,14 @@ def l2_sweep(first: int = -10, last: int = 19) -> tuple[float, ...]:
 class Fewshot:
   """Few-shot accuracies of a model's frozen features on some sets of images.
 
+  Where experts choose from groups of several images, the features of an image
+  depend on its batch: on the images that are drawn, their order, which is
+  random but always the same, and the batch size.
+
   Attributes:
-    sets: by name (train, test). A source has `num_classes` and a length, and
-      [i] is {'image': uint8 [H, W, C], 'labels': [1]}.
+    sets: by name (train, test). A source has `num_classes` and a length, [i] is
+      {'image': uint8 [H, W, C], 'labels': [1]}, and labels() are all labels, or
+      `labels` is None: then all images are read for them.
     shots: training images a class; where a class has fewer, all.
     l2: what to choose from, once a shot count for all sets; the paper's 1024.
     seeds: draws of training images, over which accuracies are averaged.
@@ -106,14 +120,12 @@ class Fewshot:
       Also 'evaluation_seconds', and '10shot_l2' where there is a choice.
 
     Raises:
-      ValueError: an image has not one label, or a class of the test images no
-        training image.
+      ValueError: an image has not one label of the set's classes or cannot be
+        used, or a class of the test images has no training image.
+      FloatingPointError: features that are not finite.
     """
     began = time.perf_counter()
-    results = {
-      name: self._results(model, params, sources, self._labels[name])
-      for name, sources in self.sets.items()
-    }
+    results = {name: self._results(model, params, name) for name in self.sets}
     values = {}
     for shot in self.shots:
       l2 = ridge.best_l2([*itertools.chain(*results.values())], shot, self.l2)
@@ -126,7 +138,7 @@ class Fewshot:
 
   @functools.cached_property
   def _labels(self) -> dict[str, Labels]:
-    """Of each set's train and test images, which are all read for them."""
+    """Of each set's train and test images."""
     found = {
       name: tuple(_read_labels(name, source) for source in sources)
       for name, sources in self.sets.items()
@@ -136,14 +148,11 @@ class Fewshot:
     return found
 
   def _results(
-    self,
-    model: Any,
-    params: Any,
-    sources: tuple[Source, Source],
-    labels: Labels,
+    self, model: Any, params: Any, name: str
   ) -> list[ridge.Accuracies]:
     """For each draw, accuracies by (shot, L2)."""
-    (train, test), (labels, test_labels) = sources, labels
+    (train, test), (labels, test_labels) = self.sets[name], self._labels[name]
+    compute = functools.partial(self._features, model, params, name)
     drawn = [
       {n: ridge.draw(labels, n, seed) for n in self.shots}
       for seed in range(self.seeds)
@@ -151,9 +160,9 @@ class Fewshot:
     # Only images that are in some draw go through the model.
     largest = [draws[max(self.shots)] for draws in drawn]
     used = np.unique(np.concatenate(largest))
-    features = self._features(model, params, train, used)
-    order = np.random.default_rng(0).permutation(len(test))[: self.max_test]
-    tested = self._features(model, params, test, order), test_labels[order]
+    features = compute(train, used)
+    some = _permutation(len(test))[: self.max_test]
+    tested = compute(test, some), test_labels[some]
 
     def evaluate(at: np.ndarray) -> list[float]:
       x = features[np.searchsorted(used, at)]
@@ -170,21 +179,32 @@ class Fewshot:
     ]
 
   def _features(
-    self, model: Any, params: Any, source: Source, indices: np.ndarray
+    self,
+    model: Any,
+    params: Any,
+    name: str,
+    source: Source,
+    indices: np.ndarray,
   ) -> Float[np.ndarray, 'N D']:
     """Features of some images of a source; the last batch is padded."""
     model = model.features()
     size, channels = model.config.image_size, model.config.channels
     fit = functools.partial(self.transform, size=size, channels=channels)
+    read = functools.partial(_image, name, source, fit)
+    # Sources are sorted by class: in their order, batches would be of one.
+    order = _permutation(len(indices))
     found = []
-    for start in range(0, len(indices), self.batch_size):
-      batch = indices[start : start + self.batch_size]
-      images = np.stack([fit(source[int(i)]['image']) for i in batch])
-      valid = np.arange(self.batch_size) < len(batch)
-      padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
-      features = _apply(model, params, np.pad(images, padding), valid)
-      found.append(np.asarray(features)[valid])
-    return np.concatenate(found)
+    with ThreadPoolExecutor() as pool:
+      for start in range(0, len(order), self.batch_size):
+        batch = indices[order[start : start + self.batch_size]]
+        images = np.stack([*pool.map(read, batch.tolist())])
+        valid = np.arange(self.batch_size) < len(batch)
+        padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
+        features = _apply(model, params, np.pad(images, padding), valid)
+        found.append(np.asarray(features)[valid])
+    features = np.concatenate(found)
+    _check_finite(name, features)
+    return features[np.argsort(order)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -193,15 +213,46 @@ def _apply(model: Any, params: Any, images: Any, valid: Any) -> jax.Array:
   return features.astype(jnp.float32)
 
 
+def _permutation(length: int) -> Int[np.ndarray, ' N']:
+  """A random order, always the same."""
+  return np.random.default_rng(0).permutation(length)
+
+
+def _image(name: str, source: Source, fit: Callable, i: int) -> np.ndarray:
+  try:
+    return fit(source[i]['image'])
+  except ValueError as error:
+    raise ValueError(f'Few-shot set {name!r}, image {i}: {error}') from error
+
+
 def _read_labels(name: str, source: Source) -> Int[np.ndarray, ' N']:
-  labels = [np.ravel(source[i]['labels']) for i in range(len(source))]
-  several = [i for i, x in enumerate(labels) if len(x) != 1]
-  if several or not labels:
+  if source.labels is not None:
+    labels = [np.ravel(x) for x in source.labels()]
+  else:
+    with ThreadPoolExecutor() as pool:
+      found = pool.map(lambda i: source[i]['labels'], range(len(source)))
+      labels = [np.ravel(x) for x in found]
+  bad = [
+    i
+    for i, x in enumerate(labels)
+    if len(x) != 1 or not 0 <= x[0] < source.num_classes
+  ]
+  if bad or not labels:
     raise ValueError(
-      f'Few-shot set {name!r}: every image needs one label; of {len(labels)} '
-      f'images {len(several)} have none or several, such as {several[:5]}.'
+      f'Few-shot set {name!r}: every image needs one label of 0 ... '
+      f'{source.num_classes - 1}; of {len(labels)} images {len(bad)} have not, '
+      f'such as {bad[:5]}.'
     )
   return np.concatenate(labels)
+
+
+def _check_finite(name: str, features: Float[np.ndarray, 'N D']) -> None:
+  bad = int(np.sum(~np.isfinite(features).all(1)))
+  if bad:
+    raise FloatingPointError(
+      f'Few-shot set {name!r}: the features of {bad} of {len(features)} images '
+      'are not finite; the parameters have diverged.'
+    )
 
 
 def _check_classes(name: str, train: np.ndarray, test: np.ndarray) -> None:

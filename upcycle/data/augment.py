@@ -2,7 +2,9 @@
 """What is done to one image: functions of (image [H, W, C], rng).
 
 Pixels are uint8, or floats of the same range, until `value_range`, the last.
-Resizing is bilinear with antialiasing.
+Resizing is bilinear with antialiasing, on the bytes that were decoded. V-MoE
+resizes by tf.image.resize without it; here no TensorFlow runs, and what is made
+smaller does not alias.
 """
 
 import math

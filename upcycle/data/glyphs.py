@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from upcycle.data.cleaning import Files
+from upcycle.data.image_sources import Example
 from upcycle.data.packages import Package
 
 FAMILIES = Path(__file__).with_name('families.txt')
@@ -52,14 +53,6 @@ class Family(NamedTuple):
   split: str
 
 
-class Example(NamedTuple):
-  """One image; the name tells it from all others of its source."""
-
-  name: str
-  image: UInt8[np.ndarray, 'H W 1']
-  label: int
-
-
 def families(path: str | Path = FAMILIES) -> list[Family]:
   """The rows of a list of families: name, version, split, sha256.
 
@@ -68,7 +61,7 @@ def families(path: str | Path = FAMILIES) -> list[Family]:
       without a family: all of them.
   """
   text = Path(path).read_text(encoding='utf-8')
-  rows = [x.split() for x in text.splitlines() if x and x[0] != '#']
+  rows = [x.split() for x in text.splitlines() if x.strip() and x[0] != '#']
   names = [row[0] for row in rows]
   bad = [
     ' '.join(row)
@@ -78,9 +71,8 @@ def families(path: str | Path = FAMILIES) -> list[Family]:
     or not re.fullmatch('[0-9a-f]{64}', row[3])
     or names.count(row[0]) > 1
   ]
-  bad += [
-    f'no family of {x}' for x in SPLITS if not any(x in row for row in rows)
-  ]
+  splits = {row[2] for row in rows if len(row) == 4}
+  bad += [f'no family of {split}' for split in SPLITS if split not in splits]
   if bad:
     raise ValueError(
       f'{path}: a line is NAME VERSION SPLIT SHA256 of a family, once each, '

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from upcycle.data import manifests
-from upcycle.data.glyphs import Example
-from upcycle.data.image_sources import Source
+from upcycle.data.image_sources import Example, Source
 
 WHAT = 'image set'
 PREPARE = 'run `python scripts/prepare_data.py images`'
@@ -87,4 +86,12 @@ def local(
   def read(i: int) -> dict[str, np.ndarray]:
     return {'image': images[i], 'labels': labels[i : i + 1]}
 
-  return Source(f'{path}, {split}', len(found['classes']), len(images), read)
+  digest = found['files'][f'{split}_images.npy']['sha256']
+  return Source(
+    f'{path}, {split}',
+    len(found['classes']),
+    len(images),
+    read,
+    lambda: labels,
+    digest,
+  )

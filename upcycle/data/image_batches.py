@@ -2,6 +2,7 @@
 """Any batch of a stream of images, by its number; see `images` for all else."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class Batches(Sequence):
   shuffle: bool
   mixup: float | None
   num_labels: int
+  threads: int
 
   def __len__(self) -> int:
     return ENDLESS if self.repeat else -(-len(self.source) // self.batch_size)
@@ -48,20 +50,32 @@ class Batches(Sequence):
     first = number * self.batch_size
     stream = range(first, first + self.batch_size)[self.positions]
     end = first + self.batch_size if self.repeat else len(self.source)
-    examples = [self.example(p) for p in stream if p < end]
+    positions = [p for p in stream if p < end]
+    # Not in the pool, whose threads would all shuffle a new epoch.
+    images = [self.image(p) for p in positions]
+    examples = list(self.map(self.example, positions, images))
     self.check(examples)
-    batch = _stack(examples, len(stream), self.shape, self.num_labels)
+    batch = _stack(examples, len(stream), self.first.shape, self.num_labels)
     self.check_values(examples, batch)
     if self.mixup is None:
       return batch
     rng = np.random.default_rng((MIXTURE, self.seed, number))
     return mix(batch, rng.beta(self.mixup, self.mixup))
 
-  def example(self, position: int) -> _Example:
-    """What is at a position of the stream, transformed."""
+  @functools.cached_property
+  def map(self) -> Callable:
+    """The builtin, or that of a pool over the rows of a batch."""
+    return map if self.threads == 1 else ThreadPoolExecutor(self.threads).map
+
+  def image(self, position: int) -> int:
+    """Which image of the source is at a position of the stream."""
     epoch, i = divmod(position, len(self.source))
-    if self.shuffle:
-      i = int(_order(self.seed, epoch, len(self.source))[i])
+    if not self.shuffle:
+      return i
+    return int(_order(self.seed, epoch, len(self.source))[i])
+
+  def example(self, position: int, i: int) -> _Example:
+    """Image i, transformed as it is at a position of the stream."""
     rng = np.random.default_rng((IMAGE, self.seed, position))
     found = self.source[i]
     image = found['image']
@@ -73,16 +87,17 @@ class Batches(Sequence):
     return _Example(i, image, found['labels'])
 
   @functools.cached_property
-  def shape(self) -> tuple[int, ...]:
-    return self.example(0).image.shape
+  def first(self) -> np.ndarray:
+    return self.example(0, self.image(0)).image
 
   def check(self, examples: Sequence[_Example]) -> None:
     """Refuses images and labels that do not fit into a batch."""
+    shape = self.first.shape
     sizes = {e.index: e.image.shape for e in examples}
     counts = {e.index: len(e.labels) for e in examples}
     self.refuse(
-      [i for i, shape in sizes.items() if shape != self.shape],
-      f'are not {self.shape} like the first after the transforms; resize or '
+      [i for i, size in sizes.items() if size != shape],
+      f'are not {shape} like the first after the transforms; resize or '
       'crop them, and mind grey and RGB',
     )
     self.refuse(

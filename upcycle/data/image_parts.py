@@ -30,9 +30,16 @@ def part(source: Source, first: float = 0.0, last: float = 1.0) -> Source:
   order = np.random.default_rng(0).permutation(len(source))
   start, end = (round(share * len(source)) for share in (first, last))
   indices = np.sort(order[start:end])
+
+  def labels() -> list:
+    found = source.labels()
+    return [found[i] for i in indices]
+
   return Source(
     f'{source.name}, part {first} to {last}',
     source.num_classes,
     len(indices),
     lambda i: source[int(indices[i])],
+    None if source.labels is None else labels,
+    f'{source.digest} {first} {last}',
   )

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from upcycle.data.cleaning import Files
-from upcycle.data.glyphs import Example
+from upcycle.data.image_folders import rgb
+from upcycle.data.image_sources import Example
 
 # Without 'Component', five tones of skin.
 EMOJI_CATEGORIES = (
@@ -53,11 +54,9 @@ def emoji(files: Files) -> list[Example]:
   examples = []
   for row in json.loads(content['emoji.json']):
     if row['category'] in EMOJI_CATEGORIES:
-      image = Image.open(io.BytesIO(content[row['image']])).convert('RGBA')
-      white = Image.new('RGBA', image.size, 'white')
-      rgb = Image.alpha_composite(white, image).convert('RGB')
+      image = rgb(Image.open(io.BytesIO(content[row['image']])))
       label = EMOJI_CATEGORIES.index(row['category'])
-      examples.append(Example(row['unified'], np.asarray(rgb), label))
+      examples.append(Example(row['unified'], image, label))
   return examples
 
 

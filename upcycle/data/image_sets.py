@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from upcycle.data import glyphs, image_readers, packages
 from upcycle.data.cleaning import Files
-from upcycle.data.glyphs import Example, Family
+from upcycle.data.glyphs import Family
+from upcycle.data.image_sources import Example
 from upcycle.data.packages import Package
 
 Splits = dict[str, list[Example]]

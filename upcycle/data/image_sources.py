@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled images by index: folders of files, TFDS.
+"""Labelled images by index: what a source is, and those of TFDS.
 
 An element is {'image': uint8 [H, W, C], 'labels': integers [k]}.
 """
@@ -8,85 +8,45 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
+
+
+class Example(NamedTuple):
+  """One image; the name tells it from all others of its set."""
+
+  name: str
+  image: UInt8[np.ndarray, 'H W C']
+  label: int
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Source(Sequence):
-  """Images of a split; the name is for errors."""
+  """Images of a split.
+
+  Attributes:
+    name: for errors.
+    num_classes: labels are below it.
+    length: number of images.
+    read: from an index to an element.
+    labels: the labels of all images, where that is cheaper than to read them.
+    digest: what tells the images from others, as far as that is cheap.
+  """
 
   name: str
   num_classes: int
   length: int
   read: Callable[[int], dict[str, np.ndarray]]
+  labels: Callable[[], Sequence[Any]] | None = None
+  digest: str = ''
 
   def __len__(self) -> int:
     return self.length
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     return self.read(i)
-
-
-def folder(path: str | Path, split: str = 'train') -> Source:
-  """Files PATH/SPLIT/CLASS/*, as RGB; classes are sorted by name.
-
-  Every file is opened, not decoded, to see whether it is an image.
-
-  Raises:
-    FileNotFoundError: no such folder, or no classes in it.
-    ValueError: classes without images, among those of any split, and files
-      that are no images: all of them.
-  """
-  root = Path(path) / split
-  classes = sorted({p.name for p in Path(path).glob('*/*/') if _seen(p)})
-  if not root.is_dir() or not classes:
-    raise FileNotFoundError(f'There is no folder {root}/CLASS with images.')
-  files = [
-    (file, label)
-    for label, name in enumerate(classes)
-    for file in sorted((root / name).glob('*'))
-    if _seen(file)
-  ]
-  with ThreadPoolExecutor() as pool:
-    faults = [x for x in pool.map(_fault, [file for file, _ in files]) if x]
-  filled = {label for _, label in files}
-  faults += [
-    f'{root / name}: no images'
-    for label, name in enumerate(classes)
-    if label not in filled
-  ]
-  if faults:
-    raise ValueError(
-      f'{len(faults)} faults in {root}; mend or remove:\n  '
-      + '\n  '.join(faults)
-    )
-
-  def read(i: int) -> dict[str, np.ndarray]:
-    file, label = files[i]
-    try:
-      with Image.open(file) as image:
-        pixels = np.asarray(image.convert('RGB'))
-    except OSError as error:
-      raise ValueError(f'{file} cannot be decoded: {error}') from error
-    return {'image': pixels, 'labels': np.array([label])}
-
-  return Source(str(root), len(classes), len(files), read)
-
-
-def _seen(path: Path) -> bool:
-  return not path.name.startswith('.')
-
-
-def _fault(file: Path) -> str | None:
-  """What is wrong with a file, going by its first bytes."""
-  try:
-    with Image.open(file):
-      return None
-  except OSError as error:
-    return f'{file}: {error}'
 
 
 def tfds(
@@ -113,33 +73,48 @@ def tfds(
       'Data sets of TFDS need tensorflow-datasets, of the extra `tf`: '
       "pip install 'upcycle[tf]'"
     ) from error
-  try:
-    data = tensorflow_datasets.data_source(
-      name, split=split, data_dir=data_dir, download=False
+
+  def opened(**options):
+    return tensorflow_datasets.data_source(
+      name, split=split, data_dir=data_dir, download=False, **options
     )
+
+  try:
+    data = opened()
   except Exception as error:  # TFDS has many, and tells what is missing
     raise ValueError(
       f'TFDS {name!r}, split {split!r} in {data_dir or "its own folder"} '
       f'cannot be read; `tfds build {name} --file_format=array_record` '
       f'prepares it. {type(error).__name__}: {str(error).strip()[:200]}'
     ) from error
-  features = data.dataset_info.features
+  key, num_classes = _label(name, data.dataset_info.features)
+
+  def read(i: int) -> dict[str, np.ndarray]:
+    row = data[i]
+    return {'image': row['image'], 'labels': np.atleast_1d(row[key])}
+
+  def labels() -> list[Any]:
+    rows = opened(decoders={'image': tensorflow_datasets.decode.SkipDecoding()})
+    with ThreadPoolExecutor() as pool:
+      return list(pool.map(lambda i: rows[i][key], range(len(rows))))
+
+  return Source(f'TFDS {name}, {split}', num_classes, len(data), read, labels)
+
+
+def _label(name: str, features: Any) -> tuple[str, int]:
+  """Which feature has the labels, and the number of classes."""
   key = 'labels' if 'labels' in features else 'label'
   if not {'image', key} <= set(features):
     raise ValueError(
       f"TFDS {name!r} has {sorted(features)}; 'image' and 'label' or 'labels' "
       'are needed.'
     )
-
-  def read(i: int) -> dict[str, np.ndarray]:
-    row = data[i]
-    return {'image': row['image'], 'labels': np.atleast_1d(row[key])}
-
-  return Source(
-    f'TFDS {name}, {split}', _classes(features[key]), len(data), read
-  )
-
-
-def _classes(feature: Any) -> int:
-  """Of a ClassLabel, or of a sequence of them."""
-  return getattr(feature, 'feature', feature).num_classes
+  # Of a ClassLabel, or of a sequence of them.
+  label = getattr(features[key], 'feature', features[key])
+  num_classes = getattr(label, 'num_classes', None)
+  if num_classes is None:
+    raise ValueError(
+      f'The {key!r} of TFDS {name!r} is {label!r}, which has no classes; take '
+      'a data set with a ClassLabel.'
+    )
+  return key, num_classes

@@ -9,7 +9,7 @@ A batch is a dict of arrays, B rows a process:
 
 The stream depends on the seed alone: with n processes, process i gets images
 i, i + n, ... of it. Iterators have get_state() and set_state(), a small dict,
-and go on exactly.
+and go on exactly, or refuse to where the images are others than before.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ import numpy as np
 from upcycle.data.batches import shard
 from upcycle.data.image_arrays import local
 from upcycle.data.image_batches import Batches, Transform
-from upcycle.data.image_sources import Source, folder, tfds
+from upcycle.data.image_folders import folder
+from upcycle.data.image_sources import Source, tfds
+from upcycle.data.image_state import Stream
 
 __all__ = ['Source', 'batches', 'folder', 'local', 'tfds']
 
@@ -39,7 +41,7 @@ def batches(
   threads: int = 1,
   shard_index: int | None = None,
   shard_count: int | None = None,
-) -> grain.IterDataset:
+) -> Stream:
   """Batches of a source, every epoch in its own order, transformed anew.
 
   For evaluation take repeat=False and shuffle=False: always the same batches,
@@ -57,7 +59,8 @@ def batches(
       K doubles. None mixes none.
     num_labels: K, most labels of an image.
     num_classes: of the model, to refuse a source that has more; None: not.
-    threads: that make batches; one makes 40,000 images of 32 x 32 a second.
+    threads: that read and transform the rows of a batch, two batches ahead;
+      one makes 40,000 images of 32 x 32 a second.
     shard_index: this process; None asks JAX.
     shard_count: processes; None asks JAX.
 
@@ -88,14 +91,27 @@ def batches(
     shuffle=shuffle,
     mixup=mixup,
     num_labels=num_labels,
+    threads=threads,
   )
-  kind = made.example(0).image.dtype
-  if kind != np.float32:
+  _check_values(source, made.first)
+  # Batches are large: few are held, and threads share one.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+  dataset = grain.MapDataset.source(made).to_iter_dataset(options)
+  known = {'count': len(source), 'digest': source.digest}
+  return Stream(dataset, source.name, known)
+
+
+def _check_values(source: Source, image: np.ndarray) -> None:
+  """Refuses images that did not go through `value_range`, by the first."""
+  found = f'{source.name} and its transforms make'
+  if image.dtype != np.float32:
     raise ValueError(
-      f'{source.name} and its transforms make {kind}, not float32: the last '
-      'transform is `value_range`.'
+      f'{found} {image.dtype}, not float32: the last transform is '
+      '`value_range`.'
     )
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=2 * threads
-  )
-  return grain.MapDataset.source(made).to_iter_dataset(options)
+  low, high = image.min(), image.max()
+  if max(-low, high) > 1.5:
+    raise ValueError(
+      f'{found} values from {low:.4g} to {high:.4g}, not from -1 to 1: the '
+      'last transform is `value_range`.'
+    )

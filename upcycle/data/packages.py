@@ -7,6 +7,7 @@ with whatever registry, mirror or proxy the user has configured.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -39,7 +40,14 @@ class MissingClient(RuntimeError):
 
 
 def sha256(path: str | Path) -> str:
-  """The sha256 of a file, in hexadecimal."""
+  """The sha256 of a file, in hexadecimal; a file is read once if it stays."""
+  found = os.stat(path)
+  return _sha256(str(path), found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache
+def _sha256(path: str, *version: int) -> str:
+  del version
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 

@@ -79,10 +79,14 @@ def _families(families: str | Path | int | None) -> list[glyphs.Family]:
 
 
 def _chosen(sets: Sequence[str] | None, known: dict) -> Sequence[str]:
-  unknown = [name for name in sets or () if name not in known]
+  if sets is None:
+    return list(known)
+  if not sets:
+    raise ValueError(f'No set is named; there are {sorted(known)}.')
+  unknown = [name for name in sets if name not in known]
   if unknown:
     raise ValueError(f'There are no sets {unknown}; there are {sorted(known)}.')
-  return list(known) if sets is None else sets
+  return sets
 
 
 def _origin(row: ImageSet) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from upcycle.data.augment import Rng, from_pil, to_pil
+from upcycle.data.augment import Pixels, Rng, from_pil, to_pil
 
 GREY = 128  # of what comes in from outside
 # Translations and holes are meant for images of so many pixels.
@@ -115,7 +115,7 @@ OPERATIONS = (
 
 
 def rand_augment(
-  image: UInt8[np.ndarray, 'H W C'],
+  image: Pixels,
   rng: Rng,
   *,
   layers: int = 2,
@@ -128,7 +128,14 @@ def rand_augment(
     rng: of the operations.
     layers: N of the paper, 1 to 3.
     magnitude: M of the paper; 10 is AutoAugment's strongest.
+
+  Raises:
+    ValueError: the image is not uint8.
   """
+  if image.dtype != np.uint8:
+    raise ValueError(
+      f'rand_augment takes uint8, not {image.dtype}: put it before value_range.'
+    )
   out = to_pil(image)
   for i in rng.integers(len(OPERATIONS), size=layers):
     out = OPERATIONS[i](out, magnitude / 10, rng)

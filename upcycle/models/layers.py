@@ -5,7 +5,7 @@ Parameters are float32, computation is in `dtype`. Axes: B batch, L length,
 M d_model, F d_ff, H heads, D head size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -76,37 +76,6 @@ class RMSNorm(nn.Module):
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(
       self.dtype
     )
-
-
-class GatedMlp(nn.Module):
-  """T5's MLP: product of activated projections, then back to the width.
-
-  One activation makes the plain MLP of T5 1.0 (`wi`, `wo`), several the gated
-  one of T5 1.1 (`wi_0`, `wi_1`, `wo`): Shazeer, "GLU Variants" (2020).
-  """
-
-  mlp_dim: int
-  activations: Sequence[str]
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, '*B M'],
-    mask: Bool[Array, '*B'] | None = None,
-    deterministic: bool = True,
-  ) -> Float[Array, '*B M']:
-    """The mask is the sparse layer's: a dense one does not need it."""
-    del mask
-    names = [f'wi_{i}' for i in range(len(self.activations))]
-    names = names if len(names) > 1 else ['wi']
-    h = math.prod(
-      ACTIVATIONS[act](Dense(self.mlp_dim, dtype=self.dtype, name=name)(x))
-      for act, name in zip(self.activations, names, strict=True)
-    )
-    h = dropout(self.dropout_rate, deterministic)(h)
-    return Dense(x.shape[-1], dtype=self.dtype, name='wo')(h)
 
 
 class Attention(nn.Module):

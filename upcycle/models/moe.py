@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from upcycle import dispatch, routing
+from upcycle import experts, routing
+from upcycle.models.mlp import Mlp
 from upcycle.models.moe_config import (
   Layers,
   MoeConfig,
@@ -80,7 +81,7 @@ class MoeLayer(nn.Module):
   """
 
   config: MoeConfig
-  expert: Callable[..., nn.Module]
+  expert: Callable[..., Mlp]
   causal: bool = False
   router_names: tuple[str, ...] = ('router', 'router_weights', 'w')
   expert_name: str = 'expert'
@@ -103,9 +104,7 @@ class MoeLayer(nn.Module):
       name=self.router_names[0],
     )(x)
     routed = self._route(logits, mask, deterministic)
-    y = dispatch.dispatch(x, routed.token)
-    y = self._experts(y, deterministic)
-    y = dispatch.combine(y, routed.token, routed.weight, S)
+    y = self._experts(x, routed, deterministic)
     return y.reshape(G * S, M)[: B * L].reshape(B, L, M)
 
   def _route(
@@ -130,17 +129,31 @@ class MoeLayer(nn.Module):
     return routed
 
   def _experts(
-    self, slots: Float[Array, 'G E C M'], deterministic: bool
-  ) -> Float[Array, 'G E C M']:
-    G, E, C, M = slots.shape
-    experts = nn.vmap(
-      lambda expert, x: expert(x, None, deterministic),
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-    )
+    self,
+    x: Float[Array, 'G S M'],
+    routed: routing.Routing,
+    deterministic: bool,
+  ) -> Float[Array, 'G S M']:
+    G, E, C = routed.token.shape
     expert = self.expert(self.config.expert_dropout, name=self.expert_name)
-    y = experts(expert, jnp.swapaxes(slots, 0, 1).reshape(E, G * C, M))
-    return jnp.swapaxes(y.reshape(E, G, C, M), 0, 1)
+    if self.is_initializing():
+      stacked = nn.vmap(
+        lambda expert, x: expert(x),
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+      )
+      stacked(expert, jnp.zeros((E, 1, x.shape[-1]), x.dtype))
+    keep = None
+    if self.config.expert_dropout and not deterministic:
+      keep = expert.keep(self.make_rng('dropout'), E, G * C)
+    return experts.apply(
+      expert.activate(),
+      expert.parameters(expert.variables['params']),
+      x.astype(expert.dtype),
+      routed.token,
+      routed.weight,
+      keep,
+    )
 
 
 def _group(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from upcycle.models import layers, moe
+from upcycle.models.mlp import Mlp
 from upcycle.models.t5_config import PRESETS, T5Config, preset
 
 __all__ = ['PRESETS', 'T5', 'T5Config', 'preset']
@@ -120,7 +121,7 @@ class Stack(nn.Module):
     config = self.config
 
     def dense(dropout_rate: float, name: str) -> nn.Module:
-      return layers.GatedMlp(
+      return Mlp(
         config.mlp_dim,
         config.mlp_activations,
         dropout_rate,

@@ -168,15 +168,14 @@ class ViT(nn.Module):
 
 def _mlp(
   config: ViTConfig, sparse: moe.MoeConfig | None
-) -> Callable[..., nn.Module]:
+) -> Callable[[], nn.Module]:
+  dense = functools.partial(vit_layers.mlp_block, config)
   if sparse is None:
-    return functools.partial(
-      vit_layers.MlpBlock, config, config.dropout_rate, name='MlpBlock_0'
-    )
+    return functools.partial(dense, config.dropout_rate, name='MlpBlock_0')
   return functools.partial(
     moe.MoeLayer,
     sparse,
-    functools.partial(vit_layers.MlpBlock, config),
+    dense,
     router_names=('Router', 'dense'),
     expert_name='Mlp',
     name='Moe',

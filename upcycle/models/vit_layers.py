@@ -6,40 +6,30 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from upcycle.models import layers
+from upcycle.models.mlp import Mlp
 from upcycle.models.vit_config import ViTConfig
 
 _xavier = nn.initializers.xavier_uniform()
 
 
-class MlpBlock(nn.Module):
+def mlp_block(config: ViTConfig, dropout_rate: float, name: str) -> Mlp:
   """The MLP of a ViT: two biased projections around a GELU."""
-
-  config: ViTConfig
-  dropout_rate: float = 0.0
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, '*B M'],
-    mask: Bool[Array, '*B'] | None = None,
-    deterministic: bool = True,
-  ) -> Float[Array, '*B M']:
-    """The mask is the sparse layer's: a dense one does not need it."""
-    del mask
-    dense = functools.partial(
-      layers.Dense,
-      use_bias=True,
-      kernel_init=_xavier,
-      bias_init=nn.initializers.normal(1e-6),
-      dtype=self.config.dtype,
-    )
-    h = dense(self.config.mlp_dim, name='Dense_0')(x)
-    h = layers.ACTIVATIONS[self.config.activation](h)
-    h = nn.Dropout(self.dropout_rate)(h, deterministic)
-    return dense(x.shape[-1], name='Dense_1')(h)
+  return Mlp(
+    config.mlp_dim,
+    (config.activation,),
+    dropout_rate,
+    config.dtype,
+    in_names=('Dense_0',),
+    out_name='Dense_1',
+    use_bias=True,
+    kernel_init=_xavier,
+    bias_init=nn.initializers.normal(1e-6),
+    broadcast_dropout=False,
+    name=name,
+  )
 
 
 class MultiHeadAttention(nn.Module):
@@ -94,7 +84,7 @@ class MAPHead(nn.Module):
     attention = MultiHeadAttention(self.config, name=name)
     x = attention(jnp.broadcast_to(probe, (B, 1, M)), x)
     y = norm(self.config, 'LayerNorm_0')(x)
-    return (x + MlpBlock(self.config, name='MlpBlock_0')(y))[:, 0]
+    return (x + mlp_block(self.config, 0.0, name='MlpBlock_0')(y))[:, 0]
 
 
 def patches(

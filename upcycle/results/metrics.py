@@ -3,8 +3,9 @@
 
 One JSON object a line: {"step": 10, "split": "train", "loss": 3.2, ...}. An
 array, such as the load of a layer's experts, is a list. JSON has no NaN and no
-infinity: null stands for them. `seconds` and `*_per_second` are wall-clock
-time; all else is the same when a run was killed and resumed.
+infinity: null stands for them. `seconds`, `evaluation_seconds` and
+`*_per_second` are wall-clock time; all else is the same when a run was killed
+and resumed.
 """
 
 from collections.abc import Iterable, Mapping

@@ -19,10 +19,20 @@ KEYS = 'name', 'config', 'bindings'
 
 
 def check(runs: Sequence[Run]) -> None:
-  """Refuses runs without a name, config or bindings, and names that repeat."""
+  """Refuses runs without a name, config or bindings, and names that repeat.
+
+  Nor may an entry be None, which would not be found again: in results, null is
+  NaN.
+  """
   faults = [f'{run} has no {key}' for run in runs for key in KEYS - run.keys()]
   names = [run.get('name') for run in runs]
   faults += [f'{n!r} is there twice' for n in {*names} if names.count(n) > 1]
+  faults += [
+    f'{key} of {run.get("name")!r} is None'
+    for run in runs
+    for key, value in run.items()
+    if value is None
+  ]
   if faults:
     raise ValueError('No such sweep: ' + '; '.join(sorted(faults)) + '.')
 

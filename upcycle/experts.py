@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experts' MLPs: from tokens to the sum of what their experts return.
+
+One function with a backward pass of its own, in two forms. On accelerators all
+experts run at once, on gathered slots. On CPUs they run one after the other, so
+that matrices are those of a dense MLP, slots are never kept, and the sum is
+made in place; XLA's own backward pass of that loop is up to 16% slower.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from upcycle import dispatch
+
+Activate = Callable[..., Array]
+
+
+class Mlp(NamedTuple):
+  """Parameters of an MLP, of E of them with a leading axis.
+
+  Attributes:
+    wi: kernels [M, F] into the hidden layer: one, or two if gated.
+    bi: their biases [F], or ().
+    wo: the kernel [F, M] out of it.
+    bo: its bias [M], or None.
+  """
+
+  wi: tuple[Array, ...]
+  bi: tuple[Array, ...]
+  wo: Array
+  bo: Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def apply(
+  activate: Activate,
+  mlp: Mlp,
+  x: Float[Array, 'G S M'],
+  token: Int[Array, 'G E C'],
+  weight: Float[Array, 'G E C'],
+  keep: Float[Array, 'E _ F'] | None = None,
+) -> Float[Array, 'G S M']:
+  """Each token's sum over its slots of weight times its expert's output.
+
+  Args:
+    activate: from the pre-activations of each of wi to the hidden layer,
+      element by element.
+    mlp: all experts' parameters.
+    x: tokens; what is computed is in their dtype.
+    token: which fills a slot; S marks an empty one.
+    weight: of a slot's output in the sum, 0 if empty.
+    keep: factors of the hidden layer, of all slots or of each: dropout.
+  """
+  return _forward(activate, mlp, x, token, weight, keep)[0]
+
+
+def _forward(activate, *arguments):
+  out, pre = _by_platform(0, activate)(*arguments)
+  return out, (*arguments, pre)
+
+
+def _backward(activate, saved, g):
+  dmlp, dx, dweight, dkeep = _by_platform(1, activate)(*saved, g)
+  return dmlp, dx, None, dweight, dkeep
+
+
+def _by_platform(which, activate):
+  """The forward or backward pass of the form for where it will run."""
+  forms = {p: functools.partial(f[which], activate) for p, f in FORMS.items()}
+  return functools.partial(lax.platform_dependent, **forms)
+
+
+apply.defvjp(_forward, _backward)
+
+
+def _hidden(activate, keep, pre):
+  h = activate(*pre)
+  return h if keep is None else h * keep.astype(h.dtype)
+
+
+def _expert(activate, mlp, keep, rows):
+  """One expert: its output for rows [N, M], and its pre-activations."""
+  pre = [rows @ w.astype(rows.dtype) for w in mlp.wi]
+  if mlp.bi:
+    pre = [p + b.astype(p.dtype) for p, b in zip(pre, mlp.bi, strict=True)]
+  y = _hidden(activate, keep, pre) @ mlp.wo.astype(rows.dtype)
+  return (y if mlp.bo is None else y + mlp.bo.astype(y.dtype)), tuple(pre)
+
+
+def _expert_backward(activate, mlp, keep, rows, pre, weight, g):
+  """(d mlp, d rows, d weight, d keep) for the gradient g of the rows' sums."""
+  dtype = rows.dtype
+  h, vjp = jax.vjp(functools.partial(_hidden, activate), keep, pre)
+  dh = g @ mlp.wo.astype(dtype).T
+  # What the weight scales is h @ wo + bo, of which g takes the inner product.
+  dweight = jnp.sum((h * dh).astype(weight.dtype), -1)
+  if mlp.bo is not None:
+    dweight += (g @ mlp.bo.astype(dtype)).astype(weight.dtype)
+  scale = weight[:, None].astype(dtype)
+  g = g * scale
+  dkeep, dpre = vjp(dh * scale)
+  drows = sum(d @ w.astype(dtype).T for d, w in zip(dpre, mlp.wi, strict=True))
+  dbias = dpre if mlp.bi else ()
+  dmlp = Mlp(
+    tuple(
+      (rows.T @ d).astype(w.dtype) for d, w in zip(dpre, mlp.wi, strict=True)
+    ),
+    tuple(d.sum(0).astype(b.dtype) for d, b in zip(dbias, mlp.bi, strict=True)),
+    (h.T @ g).astype(mlp.wo.dtype),
+    None if mlp.bo is None else g.sum(0).astype(mlp.bo.dtype),
+  )
+  return dmlp, drows, dweight, dkeep
+
+
+def _flat(token, weight, S):
+  """[E, G*C] rows of all groups' tokens; empty slots take row 0 by weight 0."""
+  row = token + S * jnp.arange(token.shape[0])[:, None, None]
+  row = jnp.where(token < S, row, 0)
+  return _by_expert(row), _by_expert(jnp.where(token < S, weight, 0))
+
+
+def _take(x, row):
+  return x.at[row].get(mode='promise_in_bounds')
+
+
+def _add(total, row, values):
+  return total.at[row].add(values, mode='promise_in_bounds')
+
+
+def _forward_scan(activate, mlp, x, token, weight, keep):
+  G, S, M = x.shape
+  flat = x.reshape(G * S, M)
+
+  def step(total, inputs):
+    mlp, row, weight, keep = inputs
+    y, pre = _expert(activate, mlp, keep, _take(flat, row))
+    return _add(total, row, y * weight[:, None].astype(y.dtype)), pre
+
+  rows = _flat(token, weight, S)
+  total, pre = lax.scan(step, jnp.zeros_like(flat), (mlp, *rows, keep))
+  return total.reshape(x.shape), pre
+
+
+def _backward_scan(activate, mlp, x, token, weight, keep, pre, g):
+  G, S, M = x.shape
+  flat, g = x.reshape(G * S, M), g.reshape(G * S, M)
+
+  def step(dx, inputs):
+    mlp, row, weight, keep, pre = inputs
+    dmlp, drows, dweight, dkeep = _expert_backward(
+      activate, mlp, keep, _take(flat, row), pre, weight, _take(g, row)
+    )
+    # An empty slot has weight 0, and so gives no gradient but to that weight.
+    return _add(dx, row, drows), (dmlp, dweight, dkeep)
+
+  rows = _flat(token, weight, S)
+  dx, (dmlp, dweight, dkeep) = lax.scan(
+    step, jnp.zeros_like(flat), (mlp, *rows, keep, pre)
+  )
+  E, C = token.shape[1:]
+  dweight = dweight.reshape(E, G, C).swapaxes(0, 1)
+  dweight = jnp.where(token < S, dweight, 0).astype(weight.dtype)
+  return dmlp, dx.reshape(x.shape), dweight, dkeep
+
+
+def _by_expert(slots):
+  """[G, E, C, ...] to [E, G*C, ...]."""
+  G, E, C, *rest = slots.shape
+  return slots.swapaxes(0, 1).reshape(E, G * C, *rest)
+
+
+def _by_group(rows, token):
+  G, E, C = token.shape
+  return rows.reshape(E, G, C, *rows.shape[2:]).swapaxes(0, 1)
+
+
+def _forward_batched(activate, mlp, x, token, weight, keep):
+  rows = _by_expert(dispatch.dispatch(x, token))
+  y, pre = jax.vmap(functools.partial(_expert, activate))(mlp, keep, rows)
+  return dispatch.combine(_by_group(y, token), token, weight, x.shape[1]), pre
+
+
+def _backward_batched(activate, mlp, x, token, weight, keep, pre, g):
+  rows, g = (_by_expert(dispatch.dispatch(a, token)) for a in (x, g))
+  dmlp, drows, dweight, dkeep = jax.vmap(
+    functools.partial(_expert_backward, activate)
+  )(mlp, keep, rows, pre, _by_expert(weight), g)
+  ones = jnp.ones_like(weight)
+  dx = dispatch.combine(_by_group(drows, token), token, ones, x.shape[1])
+  dweight = _by_group(dweight, token).astype(weight.dtype)
+  return dmlp, dx, dweight, dkeep
+
+
+FORMS = {
+  'cpu': (_forward_scan, _backward_scan),
+  'default': (_forward_batched, _backward_batched),
+}
