@@ -4,9 +4,9 @@
 The way of data:
   checkpoints  a dense checkpoint comes in, lazily, under one set of names
   surgery      its parameters become those of a sparse model (expert_init)
-  models       T5, whose MoE layers route tokens to experts and back
-               (routing: logits to slots; dispatch: tokens to slots)
-  data         batches of text
-  train        the run (initialize, optim, losses, evaluate)
+  models       T5 and ViT, whose MoE layers route tokens to experts and back
+               (routing: logits to slots; dispatch: tokens to slots; experts)
+  data         batches of text or images
+  train        the run (initialize, optim, losses, evaluate, fewshot)
   results      metrics, progress, figures
 """
