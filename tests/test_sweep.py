@@ -3,8 +3,8 @@
 
 import json
 import runpy
-import shutil
 import shlex
+import shutil
 import subprocess
 
 import numpy as np
