@@ -34,18 +34,19 @@ def gated(count):
 @pytest.fixture(params=sorted(experts.FORMS))
 def form(request, monkeypatch):
   """Has this platform run each form."""
-  used = []
+  name, used = request.param, []
 
-  def noted(which):
-    def run(*args):
+  def noted(which, run):
+    def noting(*args):
       used.append(which)
-      return form[which](*args)
+      return run(*args)
 
-    return run
+    return noting
 
-  form = experts.FORMS[request.param]
-  monkeypatch.setitem(experts.FORMS, 'cpu', (noted(0), noted(1)))
-  yield request.param
+  passes = tuple(noted(*pair) for pair in enumerate(experts.FORMS[name]))
+  monkeypatch.setitem(experts.FORMS, name, passes)
+  monkeypatch.setattr(experts, 'cpu_form', lambda mlp: name)
+  yield name
   assert {*used} == {0, 1}, 'JAX has cached the other form'
 
 
@@ -138,15 +139,25 @@ def test_gradients_have_the_dtype_of_what_they_are_of(form):
     np.testing.assert_allclose(a, b, rtol=0.1, atol=0.1 * float(abs(b).max()))
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-def test_each_platform_gets_its_form(platform):
-  """Told by its loop: TPUs would run experts one by one in it."""
+@pytest.mark.parametrize(
+  'platform, large, form',
+  [
+    ('cpu', True, 'one by one'),
+    ('cpu', False, 'in turn'),
+    ('tpu', True, 'at once'),
+    ('tpu', False, 'at once'),
+  ],
+)
+def test_which_form(platform, large, form, monkeypatch):
+  """Told by its loop, and by the barriers between matmuls."""
+  monkeypatch.setattr(experts, 'LARGE', 0 if large else M * F + 1)
   mlp, x, routed, weight, _ = inputs(2, False, 'top-2', jnp.float32)
 
+  @jax.jit
   def apply(mlp, x, weight):
     return experts.apply(gated(2), mlp, x, routed.token, weight, None)
 
-  lowered = (
-    jax.jit(apply).trace(mlp, x, weight).lower(lowering_platforms=(platform,))
-  )
-  assert ('stablehlo.while' in lowered.as_text()) == (platform == 'cpu')
+  lowered = apply.trace(mlp, x, weight).lower(lowering_platforms=(platform,))
+  text = lowered.as_text()
+  assert ('stablehlo.while' in text) == (form == 'one by one')
+  assert ('optimization_barrier' in text) == (form == 'in turn')

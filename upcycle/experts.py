@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experts' MLPs: from tokens to the sum of what their experts return.
 
-One function with a backward pass of its own, in two forms. On accelerators all
-experts run at once, on gathered slots. On CPUs they run one after the other, so
-that matrices are those of a dense MLP, slots are never kept, and the sum is
-made in place; XLA's own backward pass of that loop is up to 16% slower.
+One function with a backward pass of its own, in two forms. All experts at once,
+on gathered slots, is the form of accelerators, and of small experts on CPUs.
+Large ones run there one after the other, so that slots are never kept and the
+sum is made in place; XLA's own backward pass of that loop is up to 16% slower.
+docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,10 @@ from jaxtyping import Array, Float, Int
 from upcycle import dispatch
 
 Activate = Callable[..., Array]
+
+# Numbers in a kernel from which a CPU runs experts one by one: 4 MB, what a
+# core's own cache holds. Below, the loop's overhead costs more than it saves.
+LARGE = 2**20
 
 
 class Mlp(NamedTuple):
@@ -72,11 +77,39 @@ def _backward(activate, saved, g):
 
 def _by_platform(which, activate):
   """The forward or backward pass of the form for where it will run."""
-  forms = {p: functools.partial(f[which], activate) for p, f in FORMS.items()}
-  return functools.partial(lax.platform_dependent, **forms)
+
+  def on_cpu(mlp, *arguments):
+    return FORMS[cpu_form(mlp)][which](activate, mlp, *arguments)
+
+  at_once = functools.partial(FORMS['at once'][which], activate)
+  return functools.partial(lax.platform_dependent, cpu=on_cpu, default=at_once)
 
 
 apply.defvjp(_forward, _backward)
+
+
+def cpu_form(mlp: Mlp) -> str:
+  """Name of the form in FORMS that is fastest on a CPU, by measurement."""
+  return 'one by one' if mlp.wo[0].size >= LARGE else 'in turn'
+
+
+def _at_once(*calls):
+  """Results of calls (function, *arguments)."""
+  return [function(*arguments) for function, *arguments in calls]
+
+
+def _in_turn(*calls):
+  """The same, one after the other.
+
+  XLA runs what does not depend on each other side by side, but a matmul has
+  threads of its own: on a CPU two at a time take up to three times as long.
+  """
+  results = []
+  for function, *arguments in calls:
+    if results:
+      results, arguments = lax.optimization_barrier((results, arguments))
+    results.append(function(*arguments))
+  return results
 
 
 def _hidden(activate, keep, pre):
@@ -84,38 +117,52 @@ def _hidden(activate, keep, pre):
   return h if keep is None else h * keep.astype(h.dtype)
 
 
-def _expert(activate, mlp, keep, rows):
+def _expert(activate, run, mlp, keep, rows):
   """One expert: its output for rows [N, M], and its pre-activations."""
-  pre = [rows @ w.astype(rows.dtype) for w in mlp.wi]
+  pre = run(*((_matmul, rows, w) for w in mlp.wi))
   if mlp.bi:
     pre = [p + b.astype(p.dtype) for p, b in zip(pre, mlp.bi, strict=True)]
-  y = _hidden(activate, keep, pre) @ mlp.wo.astype(rows.dtype)
+  y = _matmul(_hidden(activate, keep, pre), mlp.wo)
   return (y if mlp.bo is None else y + mlp.bo.astype(y.dtype)), tuple(pre)
 
 
-def _expert_backward(activate, mlp, keep, rows, pre, weight, g):
+def _expert_backward(activate, run, mlp, keep, rows, pre, weight, g):
   """(d mlp, d rows, d weight, d keep) for the gradient g of the rows' sums."""
-  dtype = rows.dtype
-  h, vjp = jax.vjp(functools.partial(_hidden, activate), keep, pre)
-  dh = g @ mlp.wo.astype(dtype).T
+  h, vjp = jax.vjp(functools.partial(_hidden, activate), keep, tuple(pre))
+  dh = _matmul_back(g, mlp.wo)
   # What the weight scales is h @ wo + bo, of which g takes the inner product.
   dweight = jnp.sum((h * dh).astype(weight.dtype), -1)
   if mlp.bo is not None:
-    dweight += (g @ mlp.bo.astype(dtype)).astype(weight.dtype)
-  scale = weight[:, None].astype(dtype)
+    dweight += _matmul(g, mlp.bo).astype(weight.dtype)
+  scale = weight[:, None].astype(rows.dtype)
   g = g * scale
   dkeep, dpre = vjp(dh * scale)
-  drows = sum(d @ w.astype(dtype).T for d, w in zip(dpre, mlp.wi, strict=True))
+  pairs = list(zip(dpre, mlp.wi, strict=True))
+  *results, dwo = run(
+    *((_matmul_back, d, w) for d, w in pairs),
+    *((_kernel_gradient, rows, d, w) for d, w in pairs),
+    (_kernel_gradient, h, g, mlp.wo),
+  )
   dbias = dpre if mlp.bi else ()
   dmlp = Mlp(
-    tuple(
-      (rows.T @ d).astype(w.dtype) for d, w in zip(dpre, mlp.wi, strict=True)
-    ),
+    tuple(results[len(pairs) :]),
     tuple(d.sum(0).astype(b.dtype) for d, b in zip(dbias, mlp.bi, strict=True)),
-    (h.T @ g).astype(mlp.wo.dtype),
+    dwo,
     None if mlp.bo is None else g.sum(0).astype(mlp.bo.dtype),
   )
-  return dmlp, drows, dweight, dkeep
+  return dmlp, sum(results[: len(pairs)]), dweight, dkeep
+
+
+def _matmul(rows, kernel):
+  return rows @ kernel.astype(rows.dtype)
+
+
+def _matmul_back(g, kernel):
+  return g @ kernel.astype(g.dtype).T
+
+
+def _kernel_gradient(rows, g, kernel):
+  return (rows.T @ g).astype(kernel.dtype)
 
 
 def _flat(token, weight, S):
@@ -139,7 +186,7 @@ def _forward_scan(activate, mlp, x, token, weight, keep):
 
   def step(total, inputs):
     mlp, row, weight, keep = inputs
-    y, pre = _expert(activate, mlp, keep, _take(flat, row))
+    y, pre = _expert(activate, _at_once, mlp, keep, _take(flat, row))
     return _add(total, row, y * weight[:, None].astype(y.dtype)), pre
 
   rows = _flat(token, weight, S)
@@ -154,7 +201,14 @@ def _backward_scan(activate, mlp, x, token, weight, keep, pre, g):
   def step(dx, inputs):
     mlp, row, weight, keep, pre = inputs
     dmlp, drows, dweight, dkeep = _expert_backward(
-      activate, mlp, keep, _take(flat, row), pre, weight, _take(g, row)
+      activate,
+      _at_once,
+      mlp,
+      keep,
+      _take(flat, row),
+      pre,
+      weight,
+      _take(g, row),
     )
     # An empty slot has weight 0, and so gives no gradient but to that weight.
     return _add(dx, row, drows), (dmlp, dweight, dkeep)
@@ -180,24 +234,28 @@ def _by_group(rows, token):
   return rows.reshape(E, G, C, *rows.shape[2:]).swapaxes(0, 1)
 
 
-def _forward_batched(activate, mlp, x, token, weight, keep):
+def _forward_batched(run, activate, mlp, x, token, weight, keep):
   rows = _by_expert(dispatch.dispatch(x, token))
-  y, pre = jax.vmap(functools.partial(_expert, activate))(mlp, keep, rows)
+  expert = functools.partial(_expert, activate, run)
+  y, pre = jax.vmap(expert)(mlp, keep, rows)
   return dispatch.combine(_by_group(y, token), token, weight, x.shape[1]), pre
 
 
-def _backward_batched(activate, mlp, x, token, weight, keep, pre, g):
+def _backward_batched(run, activate, mlp, x, token, weight, keep, pre, g):
   rows, g = (_by_expert(dispatch.dispatch(a, token)) for a in (x, g))
-  dmlp, drows, dweight, dkeep = jax.vmap(
-    functools.partial(_expert_backward, activate)
-  )(mlp, keep, rows, pre, _by_expert(weight), g)
+  backward = functools.partial(_expert_backward, activate, run)
+  dmlp, drows, dweight, dkeep = jax.vmap(backward)(
+    mlp, keep, rows, pre, _by_expert(weight), g
+  )
   ones = jnp.ones_like(weight)
   dx = dispatch.combine(_by_group(drows, token), token, ones, x.shape[1])
   dweight = _by_group(dweight, token).astype(weight.dtype)
   return dmlp, dx, dweight, dkeep
 
 
+_batched = _forward_batched, _backward_batched
 FORMS = {
-  'cpu': (_forward_scan, _backward_scan),
-  'default': (_forward_batched, _backward_batched),
+  'one by one': (_forward_scan, _backward_scan),
+  'in turn': tuple(functools.partial(f, _in_turn) for f in _batched),
+  'at once': tuple(functools.partial(f, _at_once) for f in _batched),
 }
