@@ -9,6 +9,7 @@ from tests.conftest import GOLDEN
 
 DENSE = 'configs/dense_vit_laptop.gin'
 UPCYCLE = 'configs/upcycle_vit_laptop.gin'
+SCRATCH = 'configs/scratch_moe_vit_laptop.gin'
 TFDS = 'configs/scratch_moe_vit_b16.gin'
 
 
@@ -72,8 +73,7 @@ def test_a_checkpoint_or_data_of_another_shape(
 
 def test_images_of_another_size(paths, tmp_path, monkeypatch):
   changes = ('vit.preset.image_size = 16',)
-  file = 'configs/scratch_moe_vit_laptop.gin'
-  error = train(monkeypatch, file, paths, tmp_path / 'run', *changes)
+  error = train(monkeypatch, SCRATCH, paths, tmp_path / 'run', *changes)
   assert '(8, 8, 1) came to a ViT for (16, 16, 1)' in error
 
 
@@ -98,16 +98,16 @@ def test_another_gelu(paths, tmp_path, monkeypatch):
 
 
 def test_pixels_that_are_no_numbers(paths, tmp_path, monkeypatch):
-  images = tiny_vit_runs.pictures().astype(np.float32)
-  images[[3, 7], 2, 2] = np.nan
-  records = tiny_vit_runs.Records(images)
-  tiny_vit_runs.fake_tfds(monkeypatch, records)
+  pixels = tiny_vit_runs.pictures().astype(np.float32)
+  pixels[[3, 7], 2, 2] = np.nan
+  tiny_vit_runs.local(tmp_path, 'glyphs', pixels)
   changes = (
+    f"train/images.local.directory = '{tmp_path}'",
     'images.batches.batch_size = 20',
     'train/images.batches.shuffle = False',
     'train/images.batches.transforms = (@augment.value_range,)',
   )
-  error = train(monkeypatch, TFDS, paths, tmp_path / 'run', *changes)
+  error = train(monkeypatch, SCRATCH, paths, tmp_path / 'run', *changes)
   assert 'images [3, 7] have pixels that are NaN' in error
 
 

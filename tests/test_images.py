@@ -4,10 +4,8 @@
 import dataclasses
 import itertools
 import json
-import sys
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
@@ -320,78 +318,3 @@ def test_parts_of_a_source_are_disjoint_and_of_all_classes():
   for ends in ((0.5, 0.5), (0.0, 1.1), (-0.1, 0.5)):
     with pytest.raises(ValueError, match=r'No part .* tiny: 0 <= first <'):
       image_parts.part(data, *ends)
-
-
-class Records(list):
-  """A data source of TFDS."""
-
-  def __init__(self, rows, features):
-    super().__init__(rows)
-    self.dataset_info = types.SimpleNamespace(features=features)
-
-
-class Label:
-  num_classes = 7
-
-
-class Skip:
-  """Leaves an image encoded."""
-
-
-class Sequence:
-  feature = Label()
-
-
-@pytest.fixture
-def tfds(monkeypatch):
-  """A TFDS of three data sets; nothing of it may be downloaded."""
-  image = np.zeros((4, 4, 3), np.uint8)
-  known = {
-    'one': Records(
-      [{'image': image, 'label': 3}], {'image': 0, 'label': Label()}
-    ),
-    'many': Records(
-      [{'image': image, 'labels': np.array([3, 6])}],
-      {'image': 0, 'labels': Sequence()},
-    ),
-    'text': Records([], {'text': 0}),
-    'regression': Records([], {'image': 0, 'label': np.float32}),
-  }
-
-  def data_source(name, *, split, data_dir, download, decoders=None):
-    assert download is False
-    assert split == 'train' and data_dir == 'there'
-    if name not in known:
-      raise NotImplementedError('not ArrayRecord')
-    if decoders:
-      assert list(map(type, decoders.values())) == [Skip]
-      skipped = [row | dict.fromkeys(decoders, b'') for row in known[name]]
-      return Records(skipped, None)
-    return known[name]
-
-  decode = types.SimpleNamespace(SkipDecoding=Skip)
-  module = types.SimpleNamespace(data_source=data_source, decode=decode)
-  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
-
-
-@pytest.mark.parametrize('name, labels', [('one', [3]), ('many', [3, 6])])
-def test_tfds(tfds, name, labels):
-  data = images.tfds(name, 'train', 'there')
-  assert (len(data), data.num_classes) == (1, 7)
-  assert data[0]['labels'].tolist() == labels
-  assert np.ravel(data.labels()[0]).tolist() == labels
-  (batch,) = take(make(data, num_labels=2, batch_size=1), 1)
-  assert batch['label_weights'].sum() == len(labels)
-
-
-def test_what_tfds_lacks_is_said(tfds, monkeypatch):
-  with pytest.raises(ValueError, match=r"\['text'\]; 'image' and 'label'"):
-    images.tfds('text', 'train', 'there')
-  with pytest.raises(ValueError, match=r"'label' of .*has no classes; take a"):
-    images.tfds('regression', 'train', 'there')
-  message = r"'other', split 'train' in there .*`tfds build other --file_format"
-  with pytest.raises(ValueError, match=message):
-    images.tfds('other', 'train', 'there')
-  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(ImportError, match='the extra `tf`'):
-    images.tfds('one', 'train', 'there')

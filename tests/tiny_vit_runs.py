@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes any gin file of ViT tiny: bindings, images, a dense checkpoint."""
 
-import sys
+import io
 import types
+import warnings
 
 import jax
 import numpy as np
 
 from upcycle import initialize, optim
 from upcycle.checkpoints import state as run_state
-from upcycle.data import image_arrays
+from upcycle.data import augment, image_arrays
 from upcycle.data.image_sources import Example
 from upcycle.models import vit
 
@@ -33,16 +34,21 @@ SIZES = {
 
 def files(folder) -> dict[str, str]:
   """Local sets of images, and the run of a dense ViT with Adam's moments."""
-  examples = [Example(str(i), x, i % CLASSES) for i, x in enumerate(pictures())]
-  for name, splits in SETS.items():
-    image_arrays.write(
-      folder / 'images' / name,
-      dict.fromkeys(splits, examples),
-      [f'class {i}' for i in range(CLASSES)],
-      {},
-    )
+  for name in SETS:
+    local(folder, name, pictures())
   config = vit.preset('vit_s16', image_size=8, num_classes=CLASSES, **SIZES)
   return {'data': str(folder), 'dense': dense(folder / 'dense', config)}
+
+
+def local(folder, name: str, pixels: np.ndarray) -> None:
+  """Prepares a local set of the same images in all splits."""
+  examples = [Example(str(i), x, i % CLASSES) for i, x in enumerate(pixels)]
+  image_arrays.write(
+    folder / 'images' / name,
+    dict.fromkeys(SETS[name], examples),
+    [f'class {i}' for i in range(CLASSES)],
+    {},
+  )
 
 
 def pictures(count: int = 4 * CLASSES) -> np.ndarray:
@@ -66,28 +72,38 @@ def dense(folder, config: vit.ViTConfig) -> str:
 
 
 class Records(list):
-  """Stands in for any data set of TFDS; labels and pixels as they are given."""
+  """Stands in for the examples of any data set of TFDS, as they are stored."""
 
-  def __init__(self, images=None, num_classes: int = CLASSES):
-    images = pictures() if images is None else images
-    rows = zip(images, np.arange(len(images)) % num_classes, strict=True)
-    super().__init__({'image': x, 'label': label} for x, label in rows)
-    label = types.SimpleNamespace(num_classes=num_classes)
-    features = {'image': None, 'label': label}
-    self.dataset_info = types.SimpleNamespace(features=features)
+  def __init__(self):
+    for i, pixels in enumerate(pictures()):
+      png = io.BytesIO()
+      augment.to_pil(pixels).save(png, 'png')
+      self.append({'image': png.getvalue(), 'label': i % CLASSES})
 
 
 def fake_tfds(monkeypatch, records: Records | None = None) -> list:
   """Puts one set in place of all of TFDS; returns the (name, split) asked."""
+  with warnings.catch_warnings():  # its own
+    warnings.simplefilter('ignore')
+    import tensorflow_datasets
+    from tensorflow_datasets import features
+
   asked, records = [], Records() if records is None else records
+  records.dataset_info = types.SimpleNamespace(
+    features={
+      'image': features.Image(shape=(None, None, 1)),
+      'label': features.ClassLabel(num_classes=CLASSES),
+    }
+  )
 
-  def data_source(name, *, split, data_dir, download, decoders=None):
-    asked.append((name, split))
-    return records
+  def builder(name, *, data_dir):
+    def as_data_source(split, *, decoders):
+      asked.append((name, split))
+      return records
 
-  decode = types.SimpleNamespace(SkipDecoding=object)
-  module = types.SimpleNamespace(data_source=data_source, decode=decode)
-  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', module)
+    return types.SimpleNamespace(as_data_source=as_data_source)
+
+  monkeypatch.setattr(tensorflow_datasets, 'builder', builder)
   return asked
 
 

@@ -3,6 +3,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
+import io
 from pathlib import Path
 
 from jaxtyping import UInt8
@@ -42,7 +43,7 @@ def folder(path: str | Path, split: str = 'train') -> Source:
   def read(i: int) -> dict[str, np.ndarray]:
     file, label = files[i]
     try:
-      with Image.open(file) as image:
+      with opened(file) as image:
         pixels = rgb(ImageOps.exif_transpose(image))
     except UNREADABLE as error:
       raise ValueError(f'{file} cannot be decoded: {error}') from error
@@ -53,6 +54,15 @@ def folder(path: str | Path, split: str = 'train') -> Source:
   return Source(
     str(root), len(classes), len(files), read, lambda: labels, digest
   )
+
+
+def opened(file: Path | io.BytesIO) -> Image.Image:
+  """An image, not yet decoded; a ValueError for more than 8 bits a channel."""
+  image = Image.open(file)
+  if image.mode.startswith(('I', 'F')):
+    image.close()
+    raise ValueError(f'{image.mode}, not 8 bits a channel')
+  return image
 
 
 def rgb(image: Image.Image) -> UInt8[np.ndarray, 'H W 3']:
@@ -88,8 +98,7 @@ def _seen(path: Path) -> bool:
 def _fault(file: Path) -> str | None:
   """What is wrong with a file, going by its first bytes."""
   try:
-    with Image.open(file) as image:
-      deep = image.mode.startswith(('I', 'F'))
-      return f'{file}: {image.mode}, not 8 bits a channel' if deep else None
+    with opened(file):
+      return None
   except UNREADABLE as error:
     return f'{file}: {error}'
