@@ -9,6 +9,7 @@ from tests.conftest import GOLDEN
 
 DENSE = 'configs/dense_vit_laptop.gin'
 UPCYCLE = 'configs/upcycle_vit_laptop.gin'
+FINETUNE = 'configs/finetune_vit_laptop.gin'
 SCRATCH = 'configs/scratch_moe_vit_laptop.gin'
 TFDS = 'configs/scratch_moe_vit_b16.gin'
 
@@ -75,6 +76,15 @@ def test_images_of_another_size(paths, tmp_path, monkeypatch):
   changes = ('vit.preset.image_size = 16',)
   error = train(monkeypatch, SCRATCH, paths, tmp_path / 'run', *changes)
   assert '(8, 8, 1) came to a ViT for (16, 16, 1)' in error
+
+
+def test_a_dense_checkpoint_is_not_upcycled_to_finetune_it(
+  paths, tmp_path, monkeypatch
+):
+  dense = {'sparse': paths['dense']}
+  error = train(monkeypatch, FINETUNE, paths | dense, tmp_path / 'run')
+  assert 'where the model has experts: Transformer/encoderblock_1.' in error
+  assert 'vit.preset.moe = None' in error
 
 
 def test_a_t5_checkpoint(paths, t5_paths, tmp_path, monkeypatch):

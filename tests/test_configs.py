@@ -78,7 +78,10 @@ def test_trains(file, paths, tmp_path, monkeypatch):
   sparse = any(name.endswith('/load') for name in rows[0])
   assert sparse == ('moe.gin' in text)
   begun = continues or 'finetune' in file.stem
-  assert (tmp_path / 'run/receipt.json').exists() == begun
+  receipt = tmp_path / 'run/receipt.json'
+  assert receipt.exists() == begun
+  upcycled = begun and json.loads(receipt.read_text())['parameters']['expert']
+  assert bool(upcycled) == (continues and sparse)
   text = (tmp_path / 'run/config.gin').read_text()
   assert 'num_steps = 2' in text and 'mlp_dim = 24' in text
 

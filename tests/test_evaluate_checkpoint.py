@@ -135,7 +135,7 @@ def test_the_script_evaluates_the_run_in_model_dir(
   config = vit.preset(
     'vit_s16', image_size=8, num_classes=5, **tiny_vit_runs.SIZES
   )
-  tiny_vit_runs.dense(tmp_path / 'run', config)
+  tiny_vit_runs.save(tmp_path / 'run', config)
   leave_out = '--gin.train.train.evaluations=None'
   run = tmp_path / 'run'
   assert call(monkeypatch, paths, leave_out, model_dir=run) is None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes any gin file of ViT tiny: bindings, images, a dense checkpoint."""
 
+import dataclasses
 import io
 import types
 import warnings
@@ -12,9 +13,9 @@ from upcycle import initialize, optim
 from upcycle.checkpoints import state as run_state
 from upcycle.data import augment, image_arrays
 from upcycle.data.image_sources import Example
-from upcycle.models import vit
+from upcycle.models import moe, vit
 
-CLASSES = 5
+CLASSES, EXPERTS = 5, 4
 SETS = {
   'glyphs': ('train', 'validation'),
   'mnist': ('train', 'test'),
@@ -33,11 +34,17 @@ SIZES = {
 
 
 def files(folder) -> dict[str, str]:
-  """Local sets of images, and the run of a dense ViT with Adam's moments."""
+  """Local sets of images, and runs of a dense and a sparse ViT, with Adam."""
   for name in SETS:
     local(folder, name, pictures())
   config = vit.preset('vit_s16', image_size=8, num_classes=CLASSES, **SIZES)
-  return {'data': str(folder), 'dense': dense(folder / 'dense', config)}
+  experts = moe.MoeConfig(num_experts=EXPERTS, group_size=None)
+  sparse = dataclasses.replace(config, moe=experts, moe_layers=moe.last_half)
+  return {
+    'data': str(folder),
+    'dense': save(folder / 'dense', config),
+    'sparse': save(folder / 'sparse', sparse),
+  }
 
 
 def local(folder, name: str, pixels: np.ndarray) -> None:
@@ -57,7 +64,7 @@ def pictures(count: int = 4 * CLASSES) -> np.ndarray:
   return rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
 
 
-def dense(folder, config: vit.ViTConfig) -> str:
+def save(folder, config: vit.ViTConfig) -> str:
   """Saves a model of random numbers, its head too, as of step 1000."""
   rng = np.random.default_rng(0)
   shapes = initialize.param_shapes(vit.ViT(config))
@@ -121,11 +128,10 @@ def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
     'train.train.log_every = 1',
     'train.train.eval_every = 2',
   ]
-  checkpoint = f"CHECKPOINT = '{paths['dense']}'"
   table = {
-    'DENSE_CHECKPOINT': f'DENSE_{checkpoint}',
-    'vit_finetune.gin': checkpoint,
-    'vit_moe.gin': 'NUM_EXPERTS = 4',
+    'DENSE_CHECKPOINT': f"DENSE_CHECKPOINT = '{paths['dense']}'",
+    'vit_finetune.gin': f"CHECKPOINT = '{paths['sparse']}'",
+    'vit_moe.gin': f'NUM_EXPERTS = {EXPERTS}',
     'vit_laptop.gin': f"DATA = '{paths['data']}'",
     'vit_imagenet21k.gin': 'augment.inception_crop.size = 8',
     'vit_imagenet.gin': 'augment.inception_crop.size = 12',

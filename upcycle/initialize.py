@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state that a run starts with: from a checkpoint or from scratch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class InitFrom:
       source but made anew, as far as the model has them: for a head of other
       classes ('head/.*', 'pre_logits/.*').
     resize_positions: resize learned position embeddings to the model's grid.
+    upcycle: whether layers may be sparse that are dense in the source; False
+      refuses them, where a model that is sparse by mistake would be upcycled.
   """
 
   path: str
@@ -58,6 +60,7 @@ class InitFrom:
   step: int | None = None
   replace: tuple[str, ...] = ()
   resize_positions: bool = False
+  upcycle: bool = True
 
   def __post_init__(self):
     if self.optimizer_state not in ('fresh', 'expand'):
@@ -128,8 +131,8 @@ def from_checkpoint(
   """The state made from a checkpoint, and the receipt of what was done.
 
   Raises:
-    ValueError: the checkpoint does not fit the model, or has no optimizer
-      state to expand; all offenders are listed.
+    ValueError: the checkpoint does not fit the model, has no optimizer state
+      to expand, or would be upcycled but may not; all offenders are listed.
   """
   source, shapes = checkpoints.read(init.path), param_shapes(model)
   compatibility.check(source, model.config, shapes)
@@ -137,6 +140,8 @@ def from_checkpoint(
     source, rules, slot_rules = transfer.adapt(
       source, shapes, init.replace, init.resize_positions
     )
+  if not init.upcycle:
+    _check_as_sparse(init, surgery.origins(source.params, shapes, rules))
   fresh_state = jax.eval_shape(optimizer.init, shapes)
   _check_what_is_there(init, source, slots.get(fresh_state))
   expand = init.optimizer_state == 'expand'
@@ -163,6 +168,19 @@ def from_checkpoint(
 def _on_device(tree: Any) -> Any:
   """Arrays of a tree of lazy ones, of which one is read at a time."""
   return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def _check_as_sparse(
+  init: InitFrom, origins: Mapping[str, surgery.Origin]
+) -> None:
+  """Refuses a model with experts where the source is dense."""
+  layers = sorted({o.layer for o in origins.values() if o.kind == 'expert'})
+  if layers:
+    raise ValueError(
+      f'{init.path} is dense where the model has experts: {", ".join(layers)}. '
+      'Take a dense model (of ViT by vit.preset.moe = None), or '
+      'InitFrom.upcycle = True to upcycle it here.'
+    )
 
 
 def _check_what_is_there(
