@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every gin file trains, at tiny size, and says what it says."""
 
-import functools
+import copy
 import inspect
 import json
+import math
 from pathlib import Path
 import re
+import textwrap
 
 import gin
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests import tiny_runs, tiny_vit_runs
 from upcycle import initialize, optim, results, routing, train
+from upcycle.data import images
 from upcycle.models import t5, vit
 
 ROOT = Path(__file__).parent.parent
@@ -107,11 +111,155 @@ def test_finetunes_what_is_sparse_or_dense(moe, paths, tmp_path):
   # Learned positions at a higher resolution: 3 x 3 patches instead of 2 x 2.
   positions = state.params['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 9, 16)
-  for split, images in (('eval', 2), ('test', 20)):
+  for split, count in (('eval', 2), ('test', 20)):
     values = results.read(tmp_path / 'finetune', split)[-1]
     assert values['step'] == 2
-    right = values['accuracy'] * images
+    right = values['accuracy'] * count
     assert right == pytest.approx(round(right))
+
+
+def parse(*files, **macros):
+  """Gin files, of configs/ or by their paths, at full size."""
+  lines = [f'{name} = {value!r}' for name, value in macros.items()]
+  files = [str(ROOT / 'configs' / file) for file in files]
+  gin.parse_config_files_and_bindings(files, lines)
+
+
+def bound(function, name):
+  """What gin gives to a parameter: what is bound, or else its default."""
+  found = gin.get_bindings(function, resolve_references=False)
+  if name not in found:
+    return inspect.signature(function).parameters[name].default
+  # A gin reference becomes its value when it is copied.
+  return copy.deepcopy(found[name])
+
+
+def test_augmentation_that_no_config_uses(tmp_path, monkeypatch):
+  """RandAugment and mixup, which V-MoE trains with."""
+  tiny_vit_runs.fake_tfds(monkeypatch)
+  own = tmp_path / 'own.gin'
+  own.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from upcycle.data import augment\n'
+    'from upcycle.data import images\n'
+    'from upcycle.data import rand_augment\n'
+    'train/images.batches.transforms = (\n'
+    '  @augment.inception_crop, @augment.flip, @rand_augment.rand_augment,\n'
+    '  @augment.value_range)\n'
+    'train/images.batches.mixup = 0.2\n'
+  )
+  parse('scratch_moe_vit_b16.gin', own, MODEL_DIR='run', BATCH_SIZE=4)
+  batch = next(iter(bound(train.train, 'train_data')))
+  assert batch['label_weights'].shape == (4, 2)
+  assert 'for rand_augment.rand_augment:' in gin.operative_config_str()
+
+
+@pytest.mark.parametrize(
+  'file', ['scratch_moe_vit_b16.gin', 'finetune_vit_b16.gin']
+)
+def test_any_data_set_of_tfds(file, monkeypatch):
+  asked = tiny_vit_runs.fake_tfds(monkeypatch)
+  macros = {'TRAIN_SPLIT': 'a', 'EVAL_SPLIT': 'b'}
+  if 'finetune' in file:
+    macros |= {'TEST_SPLIT': 'c', 'CHECKPOINT': 'run'}
+  parse(file, MODEL_DIR='run', DATASET='cats', NUM_CLASSES=7, **macros)
+  for name in ('train_data', 'eval_data', 'evaluations'):
+    bound(train.train, name)
+  splits = [macros[x] for x in macros if x.endswith('SPLIT')]
+  assert asked == [('cats', split) for split in splits]
+  assert bound(vit.preset, 'num_classes') == 7
+  assert bound(images.batches, 'num_classes') == 7
+
+
+def test_folders_of_images_as_the_readme_says(tmp_path):
+  for split in ('train', 'validation'):
+    folder = tmp_path / split / 'cat'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (9, 9)).save(folder / f'{split}.png')
+  readme = (ROOT / 'README.md').read_text()
+  blocks = re.findall(r'(?:^    .*\n)+', readme, re.MULTILINE)
+  (block,) = [x for x in blocks if 'images.folder' in x]
+  own = tmp_path / 'own.gin'
+  own.write_text(
+    textwrap.dedent(block).replace('.../imagenet21k', str(tmp_path))
+  )
+  parse('scratch_moe_vit_b16.gin', own, MODEL_DIR='run')
+  for name, split in (('train_data', 'train'), ('eval_data', 'validation')):
+    stream = bound(train.train, name)
+    assert stream.name == str(tmp_path / split)
+
+
+@pytest.mark.parametrize('size', ['b32', 'b16', 'l32', 'l16'])
+def test_the_papers_finetuning(size, monkeypatch):
+  asked = tiny_vit_runs.fake_tfds(monkeypatch)
+  parse(f'finetune_vit_{size}.gin', MODEL_DIR='run', CHECKPOINT='run')
+  assert bound(vit.preset, 'image_size') == 384
+  assert bound(train.train, 'num_steps') == 10_000
+  assert bound(optim.sgd, 'momentum') == 0.9
+  assert bound(optim.sgd, 'clip_norm') == 10.0
+  rate = gin.get_configurable(optim.cosine)()
+  np.testing.assert_allclose(
+    rate(np.array([0, 200, 400, 5_200, 10_000])),
+    0.003 * np.array([0, 0.5, 1, 0.5, 0]),
+    atol=1e-8,
+  )
+  init = bound(train.train, 'init_from')
+  assert init.replace == ('head/.*',) and init.resize_positions
+  assert (init.step, init.upcycle) == (0, False)
+  for name in ('train_data', 'eval_data', 'evaluations'):
+    bound(train.train, name)
+  splits = ('train[:99%]', 'train[99%:]', 'validation')
+  assert asked == [('imagenet2012', split) for split in splits]
+  assert bound(images.batches, 'batch_size') == 512
+
+
+@pytest.mark.parametrize('size', ['b32', 'b16', 'l32', 'l16'])
+@pytest.mark.parametrize(
+  'kinds, copies',
+  [(['dense'], 4), (['upcycle', 'scratch_moe'], 4), (['finetune'], 3)],
+)
+def test_headers_say_what_memory_it_takes(kinds, copies, size):
+  """Float32 parameters, gradients, and two moments or one."""
+  files = [ROOT / f'configs/{kind}_vit_{size}.gin' for kind in kinds]
+  found = [re.search(r'([\d.]+) GB', f.read_text())[1] for f in files]
+  gin.parse_config_files_and_bindings(
+    [str(files[0])], [], finalize_config=False
+  )
+  model = vit.ViT(gin.get_configurable(vit.preset)())
+  shapes = jax.tree.leaves(initialize.param_shapes(model))
+  size = copies * 4 * sum(math.prod(x.shape) for x in shapes) / 1e9
+  assert found == [f'{size:.1f}'] * len(files)
+
+
+def test_the_papers_few_shot(monkeypatch):
+  asked = tiny_vit_runs.fake_tfds(monkeypatch)
+  macros = dict.fromkeys(('MODEL_DIR', 'DENSE_CHECKPOINT'), 'run')
+  parse('upcycle_vit_b16.gin', 'fewshot_vit.gin', **macros)
+  evaluate = bound(train.train, 'evaluations')['fewshot']
+  assert evaluate.seeds == 5 and evaluate.l2 == (1024.0,)
+  assert 10 in evaluate.shots
+  image = np.arange(256**2 * 3).reshape(256, 256, 3).astype(np.uint8)
+  np.testing.assert_allclose(
+    evaluate.transform(image, 224, 3),
+    image[16:240, 16:240] / 127.5 - 1,
+    atol=1e-6,
+  )
+  assert len(evaluate.sets) == 9 and len(asked) == 18
+  for (name, split), (same, test) in zip(asked[::2], asked[1::2], strict=True):
+    assert name == same
+    rest = re.sub(r'\[:(\d+)\]', r'[\1:]', split)
+    assert test == rest != split or test in ('test', 'validation')
+
+
+def test_few_shot_of_the_laptop_tests_on_other_images(paths):
+  files = 'upcycle_vit_laptop.gin', 'fewshot_vit_laptop.gin'
+  macros = dict.fromkeys(('MODEL_DIR', 'DENSE_CHECKPOINT'), 'run')
+  parse(*files, DATA=paths[tiny_vit_runs]['data'], **macros)
+  evaluate = bound(train.train, 'evaluations')['fewshot']
+  assert evaluate.seeds == 5 and evaluate.l2 == (1024.0,)
+  for train_images, test_images in evaluate.sets.values():
+    folder, split = train_images.name.rsplit(', ', 1)
+    assert split == 'train' and test_images.name == f'{folder}, test'
 
 
 @pytest.mark.parametrize('size', ['small', 'base', 'large', 'xl'])
@@ -133,8 +281,7 @@ def test_the_papers_setting(size):
   assert config.encoder_moe.aux_weights == ()
   assert config.decoder_moe.router.__name__ == 'top_k'
   assert config.decoder_moe.aux_weights == (('load_balance', 0.01),)
-  defaults = inspect.signature(routing.top_k).parameters
-  assert gin.get_bindings(routing.top_k).get('k', defaults['k'].default) == 2
+  assert bound(routing.top_k, 'k') == 2
 
 
 @pytest.mark.parametrize('size', ['b32', 'b16', 'l32', 'l16'])
@@ -153,12 +300,12 @@ def test_the_papers_vision_setting(size):
   assert layer.router_std == 0.02 and layer.group_size is None
   assert layer.router.__name__ == 'expert_choice'
   assert layer.aux_weights == ()
-  bound = functools.partial(gin.get_bindings, resolve_references=False)
-  assert bound(routing.expert_choice) == {'renormalize': True}
-  assert bound(initialize.InitFrom)['optimizer_state'] == 'expand'
-  decay = bound(optim.adamw)['weight_decay']
+  assert bound(routing.expert_choice, 'renormalize') is True
+  assert bound(initialize.InitFrom, 'optimizer_state') == 'expand'
+  assert bound(images.batches, 'batch_size') == 4096
+  decay = bound(optim.adamw, 'weight_decay')
   assert decay == (('head/kernel', 3.0), ('.*/kernel', 0.03))
-  assert bound(optim.adamw)['clip_norm'] == 1.0
+  assert bound(optim.adamw, 'clip_norm') == 1.0
   rate = gin.get_configurable(optim.rsqrt)()
   steps = np.array([5_000, 10_000, 20_000, 40_000])
   want = 1e-3 * np.array([0.5, 1, 2**-0.5, 0.5])
