@@ -109,18 +109,18 @@ def test_glyphs_are_centred_with_a_margin():
     assert abs(top + bottom - 31) <= 1 and abs(left + right - 31) <= 1, name
 
 
-def test_glyphs_of_a_face_are_in_proportion():
-  def height(family, name):
-    top, bottom, *_ = ink(drawn(family)[name].image)
-    return bottom - top + 1
+def height(family, name):
+  top, bottom, *_ = ink(drawn(family)[name].image)
+  return bottom - top + 1
 
-  assert abs(height('book', '400-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
-  assert abs(height('serif', '700-normal/H') - glyphs.CAPITAL_HEIGHT) <= 1
+
+def test_glyphs_of_a_face_are_in_proportion():
   assert height('book', '400-normal/c') < 0.85 * height('book', '400-normal/C')
 
 
-def test_capitals_are_as_high_as_digits_of_mnist():
-  assert glyphs.CAPITAL_HEIGHT == 20
+def test_capitals_of_all_faces_are_equally_high():
+  for name in ('book', '400-normal/H'), ('serif', '700-normal/H'):
+    assert height(*name) in (19, 20, 21)
 
 
 def test_what_is_too_large_is_made_smaller(monkeypatch):
@@ -330,6 +330,23 @@ def test_a_checksum_is_computed_once(tiny, tmp_path, monkeypatch):
   )
 
 
+def test_other_labels_are_another_set(tmp_path):
+  digests = set()
+  for labels in ([0, 1], [1, 0]):
+    rows = [Example('', np.zeros((2, 2, 1), np.uint8), x) for x in labels]
+    folder = tmp_path / 'images/tiny'
+    image_arrays.write(folder, {'train': rows}, ['a', 'b'], {})
+    digests.add(image_arrays.local('tiny', 'train', tmp_path).digest)
+  assert len(digests) == 2
+
+
+def test_images_of_one_set_are_of_one_size(tmp_path):
+  rows = [Example('', np.zeros((n, 2, 1), np.uint8), 0) for n in (2, 1)]
+  with pytest.raises(ValueError, match='same shape'):
+    image_arrays.write(tmp_path / 'tiny', {'train': rows}, ['a'], {})
+  assert not (tmp_path / 'tiny').exists()
+
+
 def test_an_interrupted_preparation_leaves_no_set(tiny, tmp_path, monkeypatch):
   def stop(*args):
     raise KeyboardInterrupt
@@ -366,6 +383,28 @@ def test_other_families_make_another_set(tiny, tmp_path):
   made, _ = run(tmp_path / 'data', sets=['glyphs'], families=1)
   found = image_arrays.verify(made['glyphs'])
   assert found['splits']['train']['images'] == 182
+
+
+def test_other_splits_or_another_renderer_make_another_set(
+  tiny, tmp_path, monkeypatch
+):
+  made, _ = run(tmp_path, sets=['glyphs', 'pip-digits'])
+  files = [path / 'train_images.npy' for path in made.values()]
+  before = [file.stat().st_mtime_ns for file in files]
+  swap = {'train': 'validation', 'validation': 'train'}
+  words = glyphs.FAMILIES.read_text().split(' ')
+  text = ' '.join(swap.get(word, word) for word in words)
+  (tmp_path / 'other.txt').write_text(text)
+  options = {'sets': list(made), 'families': tmp_path / 'other.txt'}
+  run(tmp_path, **options)
+  found = image_arrays.verify(made['glyphs'])['splits']
+  assert (found['train']['images'], found['validation']['images']) == (62, 182)
+  run(tmp_path, **options)
+  drawn_once = files[0].stat().st_mtime_ns
+  monkeypatch.setattr(glyphs, 'RENDERER', 'another')
+  run(tmp_path, **options)
+  assert before[0] < drawn_once < files[0].stat().st_mtime_ns
+  assert before[1] == files[1].stat().st_mtime_ns
 
 
 def test_a_split_without_images_is_refused(tiny, tmp_path):

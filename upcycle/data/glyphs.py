@@ -39,9 +39,12 @@ SCRIPTS = {
 }
 CLASSES = ''.join(SCRIPTS.values())
 
+# To be raised with whatever changes an image: sets that are there already are
+# drawn again.
+RENDERER = 1
 SIZE = 32
 MARGIN = 2
-# Digits of MNIST are as high, once padded to 32.
+# Digits of MNIST are about 23 high, once resized from 28 pixels to 32.
 CAPITAL_HEIGHT = 20
 # No font has it, so it is drawn as what a font draws for a missing character.
 MISSING = '\U0010ffff'

@@ -48,9 +48,16 @@ def write(
   def fill(new: Path) -> dict[str, Any]:
     counts = {}
     for split, examples in splits.items():
-      images = np.stack([e.image for e in examples])
+      first = examples[0].image
+      # Into the file, not to hold all images twice.
+      images = np.lib.format.open_memmap(
+        new / f'{split}_images.npy',
+        mode='w+',
+        dtype=first.dtype,
+        shape=(len(examples), *first.shape),
+      )
+      np.stack([e.image for e in examples], out=images)
       labels = np.array([e.label for e in examples], np.int32)
-      np.save(new / f'{split}_images.npy', images)
       np.save(new / f'{split}_labels.npy', labels)
       shape = 'x'.join(map(str, images.shape[1:]))
       counts[split] = {'images': len(images), 'shape': shape}
@@ -86,12 +93,13 @@ def local(
   def read(i: int) -> dict[str, np.ndarray]:
     return {'image': images[i], 'labels': labels[i : i + 1]}
 
-  digest = found['files'][f'{split}_images.npy']['sha256']
+  kinds = ('images', 'labels')
+  digests = [found['files'][f'{split}_{kind}.npy']['sha256'] for kind in kinds]
   return Source(
     f'{path}, {split}',
     len(found['classes']),
     len(images),
     read,
     lambda: labels,
-    digest,
+    ' '.join(digests),
   )

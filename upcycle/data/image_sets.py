@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import functools
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from upcycle.data import glyphs, image_readers, packages
 from upcycle.data.cleaning import Files
@@ -21,12 +21,16 @@ DIGITS = tuple('0123456789')
 
 
 class ImageSet(NamedTuple):
-  """Where a set comes from; `load` takes the files of its packages in order."""
+  """Where a set comes from; `load` takes the files of its packages in order.
+
+  A set whose packages or `made`, what else `load` goes by, differ is another.
+  """
 
   packages: tuple[Package, ...]
   load: Callable[[Sequence[Path]], Splits]
   classes: tuple[str, ...]
   licence: str
+  made: dict[str, Any] | None = None
 
 
 def split(examples: Sequence[Example], share: float = 0.8) -> Splits:
@@ -130,7 +134,9 @@ def image_sets(families: Sequence[Family]) -> dict[str, ImageSet]:
 
 def _glyphs(families, load) -> ImageSet:
   needed = tuple(f.package for f in families)
-  return ImageSet(needed, load, tuple(glyphs.CLASSES), 'OFL-1.1')
+  splits = {f.package.name: f.split for f in families}
+  made = {'renderer': glyphs.RENDERER, 'splits': splits}
+  return ImageSet(needed, load, tuple(glyphs.CLASSES), 'OFL-1.1', made)
 
 
 def _draw(family: Family, path: Path) -> list[Example]:

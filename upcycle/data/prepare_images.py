@@ -93,6 +93,7 @@ def _origin(row: ImageSet) -> dict[str, Any]:
   return {
     'licence': row.licence,
     'sources': {f'{p.name} {p.version}': p.sha256 for p in row.packages},
+    **(row.made or {}),
   }
 
 
