@@ -16,8 +16,12 @@ def main() -> None:
     __doc__,
     complete=False,
     dense=('the dense checkpoint, of any format that can be read', None),
-    output=('the folder to write checkpoint_<step> into', None),
-    format=("t5x; npz for a ViT; orbax: this project's own", ''),
+    output=('the folder to write into', None),
+    format=(
+      'if not t5x: npz for a ViT, or where npz cannot say what it computes '
+      "orbax, this project's own",
+      '',
+    ),
     compression=('of T5X arrays: none (fastest), gzip, zstd, blosc', 'none'),
   )
   from upcycle import convert, expert_init, initialize, train

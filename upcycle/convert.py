@@ -41,8 +41,8 @@ def convert(
     dense: of any format that `checkpoints.read` knows.
     output: a folder; `checkpoint_<step>` is written into it.
     format: 't5x'; 'npz', what vit_jax and big_vision read; or 'orbax' for
-      this project's own, which is held in memory. None: 'npz' for a ViT,
-      otherwise 't5x'.
+      this project's own, which is held in memory. None: 't5x'; for a ViT
+      'npz', or 'orbax' if npz cannot say what it computes.
     compression: of T5X's arrays; None is the fastest.
     expert_init: from a dense MLP's parameter to all experts' ones.
     seed: of what is drawn.
@@ -63,13 +63,13 @@ def convert(
   source = checkpoints.read(dense)
   shapes = initialize.param_shapes(model)
   is_vit = 'embedding' in shapes
-  format = format or ('npz' if is_vit else 't5x')
+  facts = compatibility.facts(model.config)
+  format = format or _default_format(is_vit, facts)
   if format == ('t5x' if is_vit else 'npz'):
     raise ValueError(f'{format!r} is no format of a {type(model).__name__}.')
   compatibility.check(source, model.config, shapes)
   with compatibility.explained(source, model.config):
     params = initialize.upcycled(source, model, seed, expert_init)
-  facts = compatibility.facts(model.config)
   written = receipt.of_surgery(source, params, expert_init, seed)
   if format == 't5x':
     checkpoints.t5x.write(
@@ -85,3 +85,9 @@ def convert(
       run_state.save(saved, source.step, state, {}, {'model': facts})
   results.write_text(receipt_file, json.dumps(written, indent=2))
   return written
+
+
+def _default_format(is_vit: bool, facts: dict[str, Any]) -> str:
+  if not is_vit:
+    return 't5x'
+  return 'orbax' if checkpoints.vit_npz.unsaid(facts) else 'npz'

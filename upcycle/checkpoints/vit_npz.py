@@ -134,6 +134,11 @@ def _step(arrays: Flat) -> int:
   return max((int(np.asarray(x)) for x in counters), default=0)
 
 
+def unsaid(model: Mapping[str, Any]) -> dict[str, Any]:
+  """What of a model's activation and norm_epsilon an .npz file cannot say."""
+  return {k: v for k, v in model.items() if _FIXED.get(k, v) != v}
+
+
 def write(
   path: str | os.PathLike,
   params: Mapping[str, Any],
@@ -158,11 +163,11 @@ def write(
   path = os.fspath(path)
   if not path.endswith(SUFFIX) or stores.is_remote(path):
     raise ValueError(f'{path} is no local name that ends in {SUFFIX}.')
-  other = {k: v for k, v in (model or {}).items() if _FIXED.get(k, v) != v}
+  other = unsaid(model or {})
   if other:
     raise ValueError(
       f'{path} cannot say that its model has {other}: what reads .npz files '
-      f'takes {_FIXED} for granted.'
+      f"takes {_FIXED} for granted. The format 'orbax' (--format=orbax) can."
     )
   flat = trees.flatten(params)
   vit_facts.check(flat, f'Not written to {path} since it is no ViT')
