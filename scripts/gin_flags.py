@@ -56,8 +56,8 @@ def parse(
   bindings = [a[6:] for a in sys.argv[1:] if a.startswith('--gin.')]
   rest = [a for a in sys.argv[1:] if not a.startswith('--gin.')]
   args = parser.parse_args(rest)
-  # Includes and relative data paths are those of the repository, wherever the
-  # command is given.
+  # Includes are the repository's, wherever the command is given; relative paths
+  # of data and runs go by where it is given.
   gin.add_config_file_search_path(str(ROOT))
   try:
     gin.parse_config_files_and_bindings(
