@@ -4,6 +4,7 @@
 Tests that need several devices start a process of their own.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -38,3 +39,23 @@ def golden(name: str) -> tuple[dict, dict]:
   if 'meta_json' in arrays:
     return arrays, json.loads(arrays.pop('meta_json').tobytes())
   return arrays, json.loads(str(arrays.pop('meta', '{}')))
+
+
+@contextlib.contextmanager
+def compiled_once(folder):
+  """Equal programs are compiled once, and quickly rather than well."""
+  import jax
+
+  options = {
+    'jax_compilation_cache_dir': str(folder),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_disable_most_optimizations': True,
+  }
+  before = {name: jax.config.values[name] for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import tiny_runs, tiny_vit_runs
+from tests import conftest, tiny_runs, tiny_vit_runs
 from upcycle import initialize, optim, results, routing, train
 from upcycle.data import images
 from upcycle.models import t5, vit
@@ -35,17 +35,8 @@ def paths(tmp_path_factory):
 @pytest.fixture(scope='module', autouse=True)
 def compile_once(tmp_path_factory):
   """Configs that differ in sizes alone are the same tiny program."""
-  options = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
-  }
-  before = {name: jax.config.values[name] for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+  with conftest.compiled_once(tmp_path_factory.mktemp('programs')):
+    yield
 
 
 @pytest.fixture(autouse=True)

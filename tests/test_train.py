@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny_text
-from tests.conftest import GOLDEN
+from tests import tiny_text, tiny_vit_runs
+from tests.conftest import GOLDEN, compiled_once
 from tests.test_t5 import BATCH, DECODER, ENCODER, TINY
 from upcycle import (
   checkpoints,
@@ -27,8 +27,8 @@ from upcycle import (
 )
 from upcycle.checkpoints import slots
 from upcycle.checkpoints import state as run_state
-from upcycle.data import text, vocabulary
-from upcycle.models import moe, t5
+from upcycle.data import augment, images, text, vocabulary
+from upcycle.models import moe, t5, vit
 
 
 @pytest.fixture(scope='module')
@@ -115,21 +115,57 @@ class Stopping:
     return Iterator()
 
 
-@pytest.mark.parametrize('after', [1, 3, 4, 5])
-def test_a_killed_run_ends_bit_identical(corpus, whole, tmp_path, after):
-  with pytest.raises(Killed):
-    run(corpus, tmp_path, train_data=Stopping(batches(corpus), after))
-  second = run(corpus, tmp_path)
-  jax.tree.map(np.testing.assert_array_equal, whole[1], second)
-  clock = ('seconds', 'tokens_per_second')
+def same_runs(first, second, states):
+  """The same final states and the same metrics but for the clock."""
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  clock = ('seconds', 'tokens_per_second', 'images_per_second')
   rows = [
     [
       {k: v for k, v in row.items() if k not in clock}
       for row in results.read(f)
     ]
-    for f in (whole[0], tmp_path)
+    for f in (first, second)
   ]
   assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize('after', [1, 3, 4, 5])
+def test_a_killed_run_ends_bit_identical(corpus, whole, tmp_path, after):
+  with pytest.raises(Killed):
+    run(corpus, tmp_path, train_data=Stopping(batches(corpus), after))
+  second = run(corpus, tmp_path)
+  same_runs(whole[0], tmp_path, (whole[1], second))
+
+
+def test_so_does_a_killed_run_of_vision(corpus, tmp_path):
+  """A sparse ViT with AdamW, on shuffled and shifted images, mixed up."""
+  config = vit.preset(
+    'vit_s16',
+    **{**tiny_vit_runs.SIZES, 'image_size': 8, 'num_classes': 5},
+    moe=moe.MoeConfig(num_experts=4, group_size=None),
+  )
+  pixels = tiny_vit_runs.pictures()
+  source = images.Source(
+    'noise', 5, 20, lambda i: {'image': pixels[i], 'labels': np.array([i % 5])}
+  )
+  transforms = (augment.random_shift, augment.value_range)
+  data = images.batches(source, transforms, batch_size=6, mixup=0.2)
+  options = {
+    'model': vit.ViT(config),
+    'loss': losses.classification,
+    'optimizer': optim.adamw(
+      optim.rsqrt(0.01, 2, 4), weight_decay=(('.*/kernel', 0.1),)
+    ),
+    'eval_data': None,
+    'evaluations': {},
+  }
+  with compiled_once(tmp_path / 'programs'):
+    state = run(corpus, tmp_path / 'whole', train_data=data, **options)
+    killed = Stopping(data, 5)
+    with pytest.raises(Killed):
+      run(corpus, tmp_path / 'killed', train_data=killed, **options)
+    again = run(corpus, tmp_path / 'killed', train_data=data, **options)
+  same_runs(tmp_path / 'whole', tmp_path / 'killed', (state, again))
 
 
 def test_what_a_run_writes(whole):
