@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo says about the evaluations of two runs."""
+"""The demo: its commands, and what it says of the evaluations of two runs."""
 
-import runpy
+import copy
+import inspect
+import json
+import subprocess
+import sys
 
+import gin
 import pytest
 
+from scripts import demo
 from tests import tiny_scripts
+from upcycle import train
+from upcycle.data import prepare, prepare_images
 
-DEMO = runpy.run_path(str(tiny_scripts.ROOT / 'scripts/demo.py'))
 METRICS = (('accuracy', 'precision', True), ('10shot/mnist', 'transfer', True))
 # A step of the upcycled model takes twice as long.
 DENSE = [
@@ -27,8 +34,8 @@ SPARSE = [
 
 
 def test_pace_is_seconds_a_step():
-  assert DEMO['pace'](DENSE) == pytest.approx(0.1)
-  assert DEMO['pace'](SPARSE) == pytest.approx(0.2)
+  assert demo.pace(DENSE) == pytest.approx(0.1)
+  assert demo.pace(SPARSE) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +50,12 @@ def test_pace_is_seconds_a_step():
 )
 def test_who_is_ahead_of_what_both_have_spent(axis, more, said):
   rows = DENSE[:3], SPARSE[:3]
-  assert DEMO['verdict'](*rows, 'accuracy', more, axis) == said
+  assert demo.verdict(*rows, 'accuracy', more, axis) == said
 
 
 def test_summary():
-  demo = DEMO['Demo']('title', None, METRICS)
-  first, second, last = DEMO['summary'](demo, DENSE, SPARSE).splitlines()
+  made = demo.Demo('title', None, METRICS)
+  first, second, last = demo.summary(made, DENSE, SPARSE).splitlines()
   assert first == (
     'precision: 0.500 at the dense checkpoint, 0.400 right after surgery; 200 '
     'steps later 0.700 dense and 0.800 upcycled. For equal steps the upcycled '
@@ -58,3 +65,54 @@ def test_summary():
   assert second.startswith('transfer: 0.300 at the dense checkpoint, 0.300 ')
   assert 'For equal steps the dense model is ahead by 0.020, for' in second
   assert last == 'An upcycled step takes 2.00 times as long.'
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+  """Runs the demo's scripts but for the work; collects the MODEL_DIRs."""
+  made = []
+
+  def fake_train(config):
+    bindings = gin.get_bindings(train.train, resolve_references=False)
+    made.append(copy.deepcopy(bindings['model_dir']))
+    folder = tmp_path / made[-1]
+    folder.mkdir(parents=True)
+    rows = DENSE if 'dense' in folder.name else SPARSE
+    rows = [row | {'split': 'eval', 'loss': 1 / row['step']} for row in rows]
+    lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
+    (folder / 'metrics.jsonl').write_text(lines)
+
+  def faked(real):
+    def fake(**arguments):
+      inspect.signature(real).bind(**arguments)
+      (tmp_path / 'data/text/default_vocabulary_8000').mkdir(parents=True)
+
+    return fake
+
+  def call(command, *, cwd, check):
+    assert command[0] == sys.executable and cwd == tmp_path and check
+    folder, script = command[1].split('/')
+    assert folder == 'scripts'
+    assert tiny_scripts.main(monkeypatch, script, *command[2:]) is None
+
+  for module in (prepare, prepare_images):
+    monkeypatch.setattr(module, 'prepare', faked(module.prepare))
+  monkeypatch.setattr(gin, 'get_configurable', lambda function: fake_train)
+  monkeypatch.setattr(subprocess, 'run', call)
+  monkeypatch.setattr(demo, 'ROOT', tmp_path)
+  return made
+
+
+@pytest.mark.parametrize(
+  'name, trained',
+  [('t5', ['dense', 'upcycle']), ('vit', ['pretrain', 'dense', 'upcycle'])],
+)
+def test_its_commands_fit_the_scripts_and_configs(
+  name, trained, runs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, 'argv', ['demo.py', name])
+  demo.main()
+  folder = f'runs/demo_{name}'
+  assert runs == [f'{folder}/{arm}' for arm in trained]
+  assert 'An upcycled step takes 2.00 times as long.' in capsys.readouterr().out
+  assert list((tmp_path / folder).glob('figure*'))
