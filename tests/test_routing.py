@@ -27,11 +27,12 @@ ROUTERS = {
   'top_2_batch_priority_by_token': functools.partial(
     routing.top_k, batch_priority=True, priority='token'
   ),
+  'dropless': routing.dropless,
 }
 # The same with noise, named after the router that they are without a key.
 NOISY = {
   f'{name}_noisy': functools.partial(ROUTERS[name], noise_std=1.0)
-  for name in ('expert_choice', 'top_1', 'top_2')
+  for name in ('expert_choice', 'top_1', 'top_2', 'dropless')
 }
 ROUTERS |= NOISY
 CAUSAL = {
@@ -175,14 +176,15 @@ def test_slots(router, seed, size):
   logits, C, mask, key = make(seed, size)
   (G, S, E), slots = logits.shape, min(C, logits.shape[1])
   routed = compiled(router, C)(logits, mask, key)[0]
-  assert routed.token.shape == routed.weight.shape == (G, E, slots)
   dispatch, combine = routed.masks(S)
   assert dispatch.sum(1).max() <= 1, 'a slot holds two tokens'
   assert dispatch.sum(3).max() <= 1, 'an expert takes a token twice'
   assert not dispatch[~mask].any(), 'padding took a slot'
   assert not combine[~mask].any()
-  filled = np.asarray(routed.token) < S
-  assert not np.asarray(routed.weight)[~filled].any()
+  if isinstance(routed, routing.Routing):  # Ragged rows are all filled
+    assert routed.token.shape == routed.weight.shape == (G, E, slots)
+    filled = np.asarray(routed.token) < S
+    assert not np.asarray(routed.weight)[~filled].any()
   assert ((np.asarray(combine) > 0) <= np.asarray(dispatch)).all()
   assert all(np.isfinite(x).all() for x in routed.metrics.values())
   assert all(np.isfinite(x) for x in routed.aux.values())
@@ -309,6 +311,29 @@ def test_full_capacity_takes_every_token():
   )
 
 
+def test_dropless_drops_nothing():
+  """Also where all tokens choose the same experts."""
+  logits = jax.random.normal(jax.random.key(0), (2, 6, 4))
+  logits = logits.at[..., :2].add(10.0)
+  mask = jnp.ones((2, 6), bool).at[1, 4:].set(False)
+  routed, full = jax.jit(
+    lambda logits: (
+      routing.dropless(logits, 1, mask=mask),
+      routing.top_k(logits, 6, mask=mask),
+    )
+  )(logits)
+  np.testing.assert_array_equal(routed.sizes, [10, 10, 0, 0])
+  np.testing.assert_array_equal(routed.token[:10], np.arange(10))
+  np.testing.assert_array_equal(routed.token[20:], [10, 10, 11, 11])
+  for ours, theirs in zip(routed.masks(6), full.masks(6), strict=True):
+    np.testing.assert_array_equal(ours.sum(3), theirs.sum(3))
+  assert routed.metrics.keys() == full.metrics.keys()
+  for name in full.metrics.keys() - {'usage'}:
+    np.testing.assert_allclose(
+      routed.metrics[name], full.metrics[name], rtol=1e-6, err_msg=name
+    )
+
+
 @pytest.mark.parametrize('name', CAUSAL)
 def test_no_token_sees_a_later_one(name):
   """With experts that overflow, by perturbation of every later token."""
@@ -379,6 +404,7 @@ def test_capacity(S, E, factor, options, slots):
     (lambda x: routing.expert_choice(x, 1, causal=True), 'future'),
     (lambda x: routing.top_k(x, 1, k=4), 'k=4 of 3'),
     (lambda x: routing.top_k(x, 1, k=0), 'k=0 of 3'),
+    (lambda x: routing.dropless(x, 1, k=4), 'k=4 of 3'),
     (lambda x: routing.top_k(x, 1, priority='left'), 'left'),
     (lambda x: routing.top_k(x, 1, batch_priority=True, causal=True), 'Batch'),
     (lambda x: routing.top_k(x, 1, noise_std=-1.0), 'noise_std.*not -1'),

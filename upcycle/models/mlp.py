@@ -96,11 +96,27 @@ class Mlp(nn.Module):
 
   @nn.nowrap
   def keep(
-    self, key: jax.Array, E: int, rows: int
+    self, key: jax.Array, E: int, rows: int | None
   ) -> Float[Array, 'E _ F'] | None:
-    """Dropout of E experts' hidden layers, each with numbers of its own."""
+    """Dropout of E experts' hidden layers, each with numbers of its own.
+
+    Args:
+      key: of the random numbers.
+      E: how many experts.
+      rows: of each expert; None: they differ in it.
+
+    Raises:
+      ValueError: experts that differ in their rows are to drop other units in
+        each row.
+    """
     if not self.dropout_rate:
       return None
+    if rows is None and not self.broadcast_dropout:
+      raise ValueError(
+        'With routing.dropless, expert_dropout drops the same units in all '
+        'rows of an expert, but this MLP has broadcast_dropout=False, as ViTs '
+        'do: set expert_dropout to 0, or use routing.top_k.'
+      )
     rows = 1 if self.broadcast_dropout else rows
     kept = jax.random.bernoulli(
       key, 1 - self.dropout_rate, (E, rows, self.mlp_dim)

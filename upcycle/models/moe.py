@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from upcycle import experts, routing
+from upcycle import experts, ragged, routing
 from upcycle.models.mlp import Mlp
 from upcycle.models.moe_config import (
   Layers,
@@ -112,7 +112,7 @@ class MoeLayer(nn.Module):
     logits: Float[Array, 'G S E'],
     mask: Bool[Array, 'G S'] | None,
     deterministic: bool,
-  ) -> routing.Routing:
+  ) -> routing.Routing | routing.Ragged:
     config = self.config
     slots = config.capacity(logits.shape[1], deterministic)
     training = not deterministic and self.has_rng('dropout')
@@ -131,10 +131,10 @@ class MoeLayer(nn.Module):
   def _experts(
     self,
     x: Float[Array, 'G S M'],
-    routed: routing.Routing,
+    routed: routing.Routing | routing.Ragged,
     deterministic: bool,
   ) -> Float[Array, 'G S M']:
-    G, E, C = routed.token.shape
+    E = self.config.num_experts
     expert = self.expert(self.config.expert_dropout, name=self.expert_name)
     if self.is_initializing():
       stacked = nn.vmap(
@@ -143,15 +143,20 @@ class MoeLayer(nn.Module):
         split_rngs={'params': True},
       )
       stacked(expert, jnp.zeros((E, 1, x.shape[-1]), x.dtype))
+    if isinstance(routed, routing.Ragged):
+      apply, rows = ragged.apply, None
+      places = routed.token, routed.row_weight, routed.sizes
+    else:
+      apply, rows = experts.apply, routed.weight[:, 0].size
+      places = routed.token, routed.weight
     keep = None
     if self.config.expert_dropout and not deterministic:
-      keep = expert.keep(self.make_rng('dropout'), E, G * C)
-    return experts.apply(
+      keep = expert.keep(self.make_rng('dropout'), E, rows)
+    return apply(
       expert.activate(),
       expert.parameters(expert.variables['params']),
       x.astype(expert.dtype),
-      routed.token,
-      routed.weight,
+      *places,
       keep,
     )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from upcycle import routing
 
-Router = Callable[..., routing.Routing]
+Router = Callable[..., routing.Routing | routing.Ragged]
 Layers = Sequence[int] | Callable[[int], tuple[int, ...]]
 
 

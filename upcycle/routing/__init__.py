@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routers: pure functions from router logits to `Routing`.
+"""Routers: pure functions from router logits to `Routing`, or to `Ragged`.
 
 A router is called as router(logits, capacity, mask=..., causal=..., key=...)
 and says which token fills which slot of which expert, and with what weight the
@@ -11,7 +11,7 @@ Capacity has one convention here, T5X's: `capacity_factor * S / E` slots,
 whatever K is. V-MoE and Tutel multiply by K: their factor times K is ours.
 """
 
-from upcycle.routing.base import Routing, add_noise, capacity
+from upcycle.routing.base import Ragged, Routing, add_noise, capacity
 from upcycle.routing.experts_choose import expert_choice
 from upcycle.routing.losses import (
   importance_loss,
@@ -19,12 +19,14 @@ from upcycle.routing.losses import (
   load_loss,
   z_loss,
 )
-from upcycle.routing.tokens_choose import top_k
+from upcycle.routing.tokens_choose import dropless, top_k
 
 __all__ = [
+  'Ragged',
   'Routing',
   'add_noise',
   'capacity',
+  'dropless',
   'expert_choice',
   'importance_loss',
   'load_balance_loss',

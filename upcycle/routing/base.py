@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every router returns, how many slots it has, and its noise."""
+"""What routers return, how many slots it has, and its noise."""
 
 import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 ROUNDINGS = {'round': round, 'ceil': math.ceil}
@@ -36,6 +37,54 @@ class Routing(NamedTuple):
     """The one-hot (dispatch, combine) arrays, for tests and teaching."""
     onehot = jax.nn.one_hot(self.token, S, axis=1)
     return onehot.astype(bool), onehot * self.weight[:, None]
+
+
+class Ragged(NamedTuple):
+  """Which rows each expert gets where none has a capacity.
+
+  A row is a choice of a token; the rows of all groups are R = G * S * K.
+
+  Attributes:
+    choice: indices in [0, R) into the choices [G, S, K], one expert's after
+      the other's. Those of masked tokens are last, in no expert.
+    weight: combine weight of a choice, 0 if its token is masked.
+    sizes: rows of an expert.
+    aux: as in `Routing`.
+    metrics: as in `Routing`; `dropped` is 0 and `usage` 1.
+  """
+
+  choice: Int[Array, ' R']
+  weight: Float[Array, 'G S K']
+  sizes: Int[Array, ' E']
+  aux: dict[str, Float[Array, '']]
+  metrics: dict[str, Array]
+
+  @property
+  def token(self) -> Int[Array, ' R']:
+    """The token of a row, in [0, G * S)."""
+    return self.choice // self.weight.shape[-1]
+
+  @property
+  def row_weight(self) -> Float[Array, ' R']:
+    """The combine weight of a row."""
+    return self.weight.reshape(-1)[self.choice]
+
+  def masks(
+    self, S: int
+  ) -> tuple[Bool[Array, 'G S E C'], Float[Array, 'G S E C']]:
+    """As of `Routing`: token s in slot s of its experts, C = S."""
+    G, E = self.weight.shape[0], self.sizes.shape[0]
+    expert = jnp.searchsorted(
+      jnp.cumsum(self.sizes), jnp.arange(self.choice.size), side='right'
+    )
+
+    def onehot(rows):
+      chosen = jnp.zeros((G * S, E), rows.dtype)
+      chosen = chosen.at[self.token, expert].set(rows, mode='drop')
+      return chosen.reshape(G, S, E, 1) * jnp.eye(S, dtype=rows.dtype)[:, None]
+
+    ones = jnp.ones_like(self.row_weight)
+    return onehot(ones).astype(bool), onehot(self.row_weight)
 
 
 def capacity(

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from upcycle.routing import losses
-from upcycle.routing.base import Routing, add_noise
-from upcycle.routing.weights import gather_weights, renormalized, summary
+from upcycle.routing.base import Ragged, Routing, add_noise
+from upcycle.routing.weights import (
+  gather_weights,
+  renormalized,
+  shares,
+  summary,
+)
 
 
 def top_k(
@@ -56,14 +61,9 @@ def top_k(
   """
   G, S, E = logits.shape
   priority = priority or ('token' if causal else 'choice')
-  _check_top_k(k, E, priority, batch_priority and causal)
+  _check_priority(priority, batch_priority and causal)
   mask = jnp.ones((G, S), bool) if mask is None else mask
-  logits = logits.astype(jnp.float32)
-  noisy, std = add_noise(logits, noise_std, key)
-  probs = jax.nn.softmax(noisy)
-  gates, experts = lax.top_k(probs, k)
-  # Padding chooses expert E, which does not exist.
-  experts = jnp.where(mask[..., None], experts, E)
+  probs, gates, experts, aux = _choose(logits, k, noise_std, mask, key)
 
   order = jnp.broadcast_to(jnp.arange(S), (G, S))
   if batch_priority:
@@ -79,15 +79,56 @@ def top_k(
   weight = gather_weights(probs, token)
   if renormalize:
     weight = renormalized(weight, token, S)
-  aux = _losses(logits, noisy, std, probs, experts, mask)
   metrics = summary(probs, weight, token, mask)
   metrics['dropped'] = 1 - filled.sum() / jnp.maximum(k * mask.sum(), 1)
   return Routing(token, weight, aux, metrics)
 
 
-def _check_top_k(k: int, E: int, priority: str, leaks: bool) -> None:
-  if not 1 <= k <= E:
-    raise ValueError(f'top_k cannot choose k={k} of {E} experts.')
+def dropless(
+  logits: Float[Array, 'G S E'],
+  capacity: int,
+  *,
+  k: int = 2,
+  noise_std: float = 0.0,
+  renormalize: bool = False,
+  mask: Bool[Array, 'G S'] | None = None,
+  causal: bool = False,
+  key: jax.Array | None = None,
+) -> Ragged:
+  """Each token goes to its k most probable experts, which all have room.
+
+  Gale et al., "MegaBlocks: Efficient Sparse Training with Mixture-of-Experts"
+  (2022), section 3; the idea of Tutel's capacity factor 0, which takes the
+  largest expert's number of tokens as capacity. What a token gets depends on
+  no other one. Losses and noise are those of `top_k`.
+
+  Args:
+    logits: router logits.
+    capacity: not used: experts have as many rows as tokens choose them.
+    k: experts that a token chooses.
+    noise_std: E times the standard deviation of the noise, see `top_k`.
+    renormalize: divide a token's weights by their sum.
+    mask: False for padding, which no expert gets and which counts in no loss.
+    causal: whether a token must not see later ones; it never does.
+    key: for the noise; None: no noise.
+
+  Raises:
+    ValueError: k is not in [1, E], or noise_std is negative.
+  """
+  del capacity, causal
+  mask = jnp.ones(logits.shape[:2], bool) if mask is None else mask
+  probs, gates, experts, aux = _choose(logits, k, noise_std, mask, key)
+  if renormalize:
+    gates /= gates.sum(-1, keepdims=True)
+  weight = jnp.where(mask[..., None], gates, 0)
+  choice, first = _by_expert(experts.reshape(1, -1), logits.shape[-1])
+  sizes = jnp.diff(first[0])
+  metrics = shares(probs, weight.sum(), sizes, mask.sum(), mask)
+  metrics |= {'usage': jnp.ones(()), 'dropped': jnp.zeros(())}
+  return Ragged(choice[0], weight, sizes, aux, metrics)
+
+
+def _check_priority(priority: str, leaks: bool) -> None:
   if priority not in ('token', 'choice'):
     raise ValueError(f"priority is 'token' or 'choice', not {priority!r}.")
   if leaks:
@@ -95,6 +136,38 @@ def _check_top_k(k: int, E: int, priority: str, leaks: bool) -> None:
       'Batch priority cannot route a causal stack: later tokens would take '
       'the places of earlier ones. Leave batch_priority off in decoders.'
     )
+
+
+def _choose(
+  logits: Float[Array, 'G S E'],
+  k: int,
+  noise_std: float,
+  mask: Bool[Array, 'G S'],
+  key: jax.Array | None,
+) -> tuple[
+  Float[Array, 'G S E'],
+  Float[Array, 'G S K'],
+  Int[Array, 'G S K'],
+  dict[str, Float[Array, '']],
+]:
+  """(probabilities, those of the best k experts, these experts, losses).
+
+  Padding chooses expert E, which does not exist.
+  """
+  E = logits.shape[-1]
+  if not 1 <= k <= E:
+    raise ValueError(f'Tokens cannot choose k={k} of {E} experts.')
+  logits = logits.astype(jnp.float32)
+  noisy, std = add_noise(logits, noise_std, key)
+  probs = jax.nn.softmax(noisy)
+  gates, experts = lax.top_k(probs, k)
+  experts = jnp.where(mask[..., None], experts, E)
+  return (
+    probs,
+    gates,
+    experts,
+    _losses(logits, noisy, std, probs, experts, mask),
+  )
 
 
 def _fill(
@@ -105,17 +178,29 @@ def _fill(
   `served` holds the expert asked for at each turn; E asks for none.
   """
   G, N = served.shape
+  turns, first = _by_expert(served, E)
+  slot = first[:, :-1, None] + jnp.arange(C)
+  filled = slot < first[:, 1:, None]
+  slot = jnp.minimum(slot, N - 1).reshape(G, E * C)
+  turn = jnp.take_along_axis(turns, slot, axis=1)
+  return turn.reshape(G, E, C), filled
+
+
+def _by_expert(
+  served: Int[Array, 'G N'], E: int
+) -> tuple[Int[Array, 'G N'], Int[Array, 'G {E}+1']]:
+  """The turns, one expert's after the other's, and where each's begin."""
+  N = served.shape[1]
   if (E + 1) * N >= 2**31:
-    raise ValueError(f'{E} experts of {N} choices a group: use smaller groups.')
+    raise ValueError(
+      f'{E} experts of {N} choices routed together: use smaller groups or, '
+      'with routing.dropless, which routes all groups together, fewer tokens.'
+    )
   # One sort of a single integer key lists each expert's turns in order: far
   # cheaper than running counts over a one-hot [N, E].
   keys = jnp.sort(served * N + jnp.arange(N), axis=-1)
   first = jax.vmap(jnp.searchsorted, (0, None))(keys, jnp.arange(E + 1) * N)
-  slot = first[:, :-1, None] + jnp.arange(C)
-  filled = slot < first[:, 1:, None]
-  slot = jnp.minimum(slot, N - 1).reshape(G, E * C)
-  turn = jnp.take_along_axis(keys, slot, axis=1) % N
-  return turn.reshape(G, E, C), filled
+  return keys % N, first
 
 
 def _losses(

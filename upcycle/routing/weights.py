@@ -44,17 +44,35 @@ def summary(
   mask: Bool[Array, 'G S'],
 ) -> dict[str, Array]:
   """The metrics of `Routing` that all routers have; masked tokens in none."""
-  S = probs.shape[1]
-  filled = token < S
+  filled = token < probs.shape[1]
+  took = sum_by_token(filled.astype(jnp.float32), token, probs.shape[1]) > 0
+  shared = shares(probs, weight.sum(), filled.sum((0, 2)), took.sum(), mask)
+  return shared | {'usage': filled.mean()}
+
+
+def shares(
+  probs: Float[Array, 'G S E'],
+  weight: Float[Array, ''],
+  sizes: Int[Array, ' E'],
+  took: Int[Array, ''],
+  mask: Bool[Array, 'G S'],
+) -> dict[str, Array]:
+  """The metrics that need no slots.
+
+  Args:
+    probs: the router's.
+    weight: sum of all combine weights.
+    sizes: how many tokens each expert has.
+    took: how many tokens some expert has.
+    mask: False for padding.
+  """
   tokens = jnp.maximum(mask.sum(), 1)
-  slots = jnp.maximum(filled.sum(), 1)
-  took = sum_by_token(filled.astype(jnp.float32), token, S) > 0
+  slots = jnp.maximum(sizes.sum(), 1)
   entropy = -jnp.sum(probs * jnp.log(probs + 1e-30), axis=-1)
   return {
-    'load': filled.sum((0, 2)) / slots,
-    'coverage': took.sum() / tokens,
-    'usage': filled.mean(),
-    'confidence': weight.sum() / slots,
-    'scale': weight.sum() / tokens,
+    'load': sizes / slots,
+    'coverage': took / tokens,
+    'confidence': weight / slots,
+    'scale': weight / tokens,
     'entropy': jnp.sum(entropy * mask) / tokens,
   }
