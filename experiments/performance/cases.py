@@ -56,6 +56,7 @@ SHAPES = {
 ROUTERS = {
   'Expert Choice': routing.expert_choice,
   'top-2': functools.partial(routing.top_k, k=2),
+  'dropless': functools.partial(routing.dropless, k=2),
 }
 GOALS = {
   ('T5 Base', 8): (1.0, 1.05),
@@ -69,10 +70,18 @@ GOALS = {
 GROUPS = {'T5 Base': (1, 8), 'ViT-B': (1, 32), 'laptop': (1,)}
 
 TABLE = [
-  Case(shape, groups, E, router, goals, onehot=groups == 1 and E <= 32)
+  Case(
+    shape,
+    groups,
+    E,
+    router,
+    goals,
+    onehot=groups == 1 and E <= 32 and router != 'dropless',
+  )
   for (shape, E), goals in GOALS.items()
   for groups in (GROUPS[shape] if E < 128 else (1,))
   for router in ROUTERS
+  if router != 'dropless' or shape == 'laptop'
 ]
 # Cost against the size of a group, for the figure.
 GROWTH = [
