@@ -12,6 +12,8 @@ import pathlib
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('MPLBACKEND', 'agg')
+# scripts/train.py keeps compiled programs in the user's cache folder.
+os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 from jaxtyping import install_import_hook  # JAX reads the variables above
 

@@ -2,8 +2,8 @@
 """Layers whose gradient is written for speed, in float64."""
 
 import jax
-from jax.test_util import check_grads
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 
 from upcycle.models import layers
@@ -32,6 +32,7 @@ def test_the_gradient_of_the_relative_position_bias():
 
     def loss(bias):
       # float32 softmax: differences see no more than its digits.
+      bias = jnp.asarray(bias)
       out = attention.apply(variables, x, x, allowed, bias)
       return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import jax
+from jax import monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,10 +83,49 @@ def run(corpus, folder, **options):
   return train.train(str(folder), **options)
 
 
+class Counting:
+  """Batches whose iterator notes how much has been compiled by each of them."""
+
+  def __init__(self, data):
+    self.data, self.compiled, self.seen = data, 0, []
+
+  def __call__(self, event, seconds, **_):
+    self.compiled += event.endswith('backend_compile_duration')
+
+  def __iter__(self):
+    iterator, counting = iter(self.data), self
+
+    class Iterator:
+      get_state = staticmethod(iterator.get_state)
+      set_state = staticmethod(iterator.set_state)
+
+      def __next__(self):
+        counting.seen.append(counting.compiled)
+        return next(iterator)
+
+    return Iterator()
+
+
 @pytest.fixture(scope='module')
-def whole(corpus, tmp_path_factory):
+def counting(corpus):
+  return Counting(batches(corpus))
+
+
+@pytest.fixture(scope='module')
+def whole(corpus, counting, tmp_path_factory):
   folder = tmp_path_factory.mktemp('runs') / 'whole'
-  return folder, run(corpus, folder)
+  monitoring.register_event_duration_secs_listener(counting)
+  state = run(corpus, folder, train_data=counting)
+  monitoring.unregister_event_duration_listener(counting)
+  return folder, state
+
+
+def test_nothing_is_compiled_after_two_steps(whole, counting):
+  """Not by steps, and not by evaluations and checkpoints like the first."""
+  first, *_ = counting.seen
+  after_two = counting.seen[3:]  # the first batch is also that of the shapes
+  assert first < after_two[0] and len(after_two) == 4
+  assert set(after_two) == {after_two[0]}
 
 
 class Killed(Exception):

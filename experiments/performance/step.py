@@ -61,10 +61,7 @@ CASES = {
   't5_small': Case('upcycle_t5_small', 4, PAPER, ('NUM_EXPERTS = 8', F32)),
 }
 QUICK = Case(
-  'upcycle_t5_laptop',
-  2,
-  {'encoder': 16, 'decoder': 8},
-  ('NUM_EXPERTS = 2', 't5.preset.emb_dim = 16', 't5.preset.mlp_dim = 32'),
+  'upcycle_vit_laptop', 2, {}, ('NUM_EXPERTS = 2', 'vit.preset.depth = 2')
 )
 BASE = Case('upcycle_t5_base', 4, {'encoder': 128, 'decoder': 32}, (F32,))
 
