@@ -59,7 +59,8 @@ def inputs(kernels, biased, dtype):
 
 def reference(activate, mlp, x, weight, keep, token, sizes):
   """Every row by every expert, as XLA differentiates it."""
-  own = jnp.repeat(jnp.arange(E + 1), jnp.append(sizes, R - sizes.sum()))
+  counts = jnp.append(sizes, R - sizes.sum())
+  own = jnp.repeat(jnp.arange(E + 1), counts, total_repeat_length=R)
   own = jax.nn.one_hot(own, E, dtype=x.dtype)
   rows = x.reshape(-1, M)[token]
   biases = mlp.bi or (jnp.zeros((E, F)),) * len(mlp.wi)
@@ -87,13 +88,15 @@ def test_values_and_gradients_are_the_references(shape, form):
 
   with jax.enable_x64(True):
     arguments = inputs(*SHAPES[shape], jnp.float64)
-    run = jax.jit(jax.grad(ours, (0, 1, 2, 3), has_aux=True))
+    run, expected = (
+      jax.jit(jax.grad(f, (0, 1, 2, 3), has_aux=True)) for f in (ours, theirs)
+    )
     for sizes in SIZES:
       sizes = jnp.asarray(sizes, jnp.int32)
       jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
         run(*arguments, sizes),
-        jax.grad(theirs, (0, 1, 2, 3), has_aux=True)(*arguments, sizes),
+        expected(*arguments, sizes),
       )
 
 
@@ -159,6 +162,14 @@ def layer(router, dropout=0.0, causal=False, broadcast=True, **options):
   return moe.MoeLayer(config, expert, causal)
 
 
+def parameters(module, x):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda p: jnp.asarray(rng.normal(size=p.shape) / 2, p.dtype),
+    jax.eval_shape(module.init, jax.random.key(0), x),
+  )
+
+
 def test_a_layer_is_that_of_top_k_with_room_for_all():
   """With padding, groups to fill up, noise, dropout, losses, gradients."""
   x = jax.random.normal(jax.random.key(0), (3, 7, M))
@@ -169,7 +180,7 @@ def test_a_layer_is_that_of_top_k_with_room_for_all():
     aux = (('load_balance', 1.0), ('load', 1.0), ('z', 1.0))
     module = layer(router, 0.5, group_size=6, aux_weights=aux)
     assert moe.group_shape(3, 7, module.config) == (4, 6)
-    params = jax.jit(module.init)(jax.random.key(1), x)['params']
+    params = parameters(module, x)['params']
 
     def total(params, x):
       y, sown = module.apply(
@@ -200,7 +211,7 @@ def test_a_token_sees_no_other():
   router = functools.partial(routing.dropless, renormalize=True)
   module = layer(router, causal=True)
   x = jax.random.normal(jax.random.key(0), (2, 6, M))
-  params = jax.jit(module.init)(jax.random.key(1), x)
+  params = parameters(module, x)
   apply = jax.jit(module.apply)
   before = apply(params, x)
   for t in range(6):

@@ -46,6 +46,7 @@ def test_a_state_is_updated_in_place_and_microbatches_save_activations():
 def test_the_benchmark_of_steps_runs(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['step.py', '--quick'])
   path = ROOT / 'experiments' / 'performance' / 'step.py'
+  monkeypatch.syspath_prepend(path.parent)
   runpy.run_path(str(path), run_name='__main__')
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[:2] for line in lines[2:]] == [

@@ -14,9 +14,7 @@ Base with 32 experts, alone in a process, for its peak memory.
 
 import argparse
 import copy
-import os
 from pathlib import Path
-import platform
 import resource
 import time
 from typing import NamedTuple
@@ -26,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timing
 
 from upcycle import initialize, losses, results, train
 from upcycle.models import moe
@@ -175,18 +174,6 @@ class Update:
     self.state = jax.block_until_ready(self.run(self.state, self.grads))
 
 
-def medians(runs: dict, rounds: int) -> dict[str, np.ndarray]:
-  """Milliseconds of each by the clock and of all cores, in turn, after one."""
-  clocks = time.perf_counter, time.process_time
-  seconds = {name: [] for name in runs}
-  for _ in range(rounds + 1):
-    for name, run in runs.items():
-      began = [clock() for clock in clocks]
-      run()
-      seconds[name].append([clock() for clock in clocks] - np.array(began))
-  return {k: 1e3 * np.median(v[1:], axis=0) for k, v in seconds.items()}
-
-
 def measure(name: str, case: Case, rounds: int) -> list[dict]:
   """A row of the dense step, and one of the sparse step."""
   model, loss, optimizer = configured(case)
@@ -196,7 +183,8 @@ def measure(name: str, case: Case, rounds: int) -> list[dict]:
   updates = {
     f'{k} update': Update(optimizer, step.state) for k, step in steps.items()
   }
-  ms = medians(steps | updates, rounds)
+  times = timing.in_turn(steps | updates, rounds=rounds)
+  ms = {name: np.median(found, axis=0) for name, found in times.items()}
   extra = added_flops(model, case) / steps['dense'].flops
   bound = {'dense': ms['dense'], 'sparse': ms['dense'] * (1 + extra)}
   return [
@@ -217,7 +205,7 @@ def base(rounds: int = 2) -> list[dict]:
   model, loss, optimizer = configured(BASE)
   batch = made_up(model, BASE)
   step = Step(model, loss, optimizer, batch)
-  ms = medians({'sparse': step}, rounds)['sparse']
+  ms = np.median(timing.in_turn({'sparse': step}, rounds=rounds)['sparse'], 0)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KB on Linux
   facts = {'case': 't5_base_32', 'model': 'sparse', 'peak_gb': peak / 1e6}
   return [facts | step.facts() | rates(batch, ms)]
@@ -232,17 +220,6 @@ def rates(batch: losses.Batch, ms: np.ndarray) -> dict:
 def ratio(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
   """By the clock, and of CPU time, which other processes disturb less."""
   return {name: a[0] / b[0], f'{name}_cpu': a[1] / b[1]}
-
-
-def machine() -> dict[str, str | int]:
-  """What the numbers depend on."""
-  return {
-    'processor': platform.processor() or platform.machine(),
-    'cores': len(os.sched_getaffinity(0)),
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'tunables': os.environ.get('GLIBC_TUNABLES', ''),
-  }
 
 
 def table(rows: list[dict]) -> str:
@@ -284,7 +261,7 @@ def main() -> None:
   print(table(rows))
   if not args.quick:
     for row in rows:
-      results.append(OUT, row | machine())
+      results.append(OUT, row | timing.machine())
 
 
 if __name__ == '__main__':
