@@ -25,7 +25,8 @@ class T5Config:
     logits_via_embedding: tied embedding, outputs scaled by M**-0.5 (T5 1.0).
     dropout_rate: everywhere but in experts.
     dtype: compute dtype; parameters are float32.
-    remat: recompute a layer's activations in its backward pass.
+    remat: recompute a layer's activations in its backward pass; XLA's CPU
+      compiler undoes it and saves no memory, microbatches do.
     encoder_moe: the encoder's sparse layers; None: a dense encoder.
     decoder_moe: the decoder's sparse layers; None: a dense decoder.
     encoder_moe_layers: which layers are sparse: 0-based indices, or a function

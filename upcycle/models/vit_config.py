@@ -33,7 +33,8 @@ class ViTConfig:
     qk_norm: layer norm of queries and keys (Dehghani et al., 2023).
     dropout_rate: after embedding, attention and MLP, and within dense MLPs.
     dtype: compute dtype; parameters are float32.
-    remat: recompute a block's activations in its backward pass.
+    remat: recompute a block's activations in its backward pass; XLA's CPU
+      compiler undoes it and saves no memory, microbatches do.
     moe: what the sparse layers are like; None: a dense model.
     moe_layers: which layers are sparse: 0-based indices, or a function from
       the number of layers to them.
