@@ -47,17 +47,23 @@ def golden(name: str) -> tuple[dict, dict]:
 def compiled_once(folder):
   """Equal programs are compiled once, and quickly rather than well."""
   import jax
+  from jax.experimental.compilation_cache import compilation_cache
 
   options = {
+    'jax_enable_compilation_cache': True,
     'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
     'jax_disable_most_optimizations': True,
   }
   before = {name: jax.config.values[name] for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
+
+  def configure(values):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it has made up its mind before
+
+  configure(options)
   try:
     yield
   finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
+    configure(before)

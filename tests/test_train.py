@@ -32,6 +32,13 @@ from upcycle.data import augment, images, text, vocabulary
 from upcycle.models import moe, t5, vit
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory):
+  """Runs that are killed and go on are the same program as whole ones."""
+  with compiled_once(tmp_path_factory.mktemp('programs')):
+    yield
+
+
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   return tiny_text.corpus(tmp_path_factory.mktemp('text') / 'corpus')
@@ -199,12 +206,11 @@ def test_so_does_a_killed_run_of_vision(corpus, tmp_path):
     'eval_data': None,
     'evaluations': {},
   }
-  with compiled_once(tmp_path / 'programs'):
-    state = run(corpus, tmp_path / 'whole', train_data=data, **options)
-    killed = Stopping(data, 5)
-    with pytest.raises(Killed):
-      run(corpus, tmp_path / 'killed', train_data=killed, **options)
-    again = run(corpus, tmp_path / 'killed', train_data=data, **options)
+  state = run(corpus, tmp_path / 'whole', train_data=data, **options)
+  killed = Stopping(data, 5)
+  with pytest.raises(Killed):
+    run(corpus, tmp_path / 'killed', train_data=killed, **options)
+  again = run(corpus, tmp_path / 'killed', train_data=data, **options)
   same_runs(tmp_path / 'whole', tmp_path / 'killed', (state, again))
 
 

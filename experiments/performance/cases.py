@@ -86,5 +86,5 @@ TABLE = [
 # Cost against the size of a group, for the figure.
 GROWTH = [
   Case('T5 Base', groups, 32, 'Expert Choice', None, onehot=True)
-  for groups in (32, 16, 8, 4, 2, 1)
+  for groups in (32, 8, 4, 2, 1)
 ]
