@@ -45,7 +45,7 @@ def form(request, monkeypatch):
 
   passes = tuple(noted(*pair) for pair in enumerate(experts.FORMS[name]))
   monkeypatch.setitem(experts.FORMS, name, passes)
-  monkeypatch.setattr(experts, 'cpu_form', lambda mlp: name)
+  monkeypatch.setattr(experts, 'cpu_form', lambda *sizes: name)
   yield name
   assert {*used} == {0, 1}, 'JAX has cached the other form'
 
@@ -150,7 +150,7 @@ def test_gradients_have_the_dtype_of_what_they_are_of(form):
 )
 def test_which_form(platform, large, form, monkeypatch):
   """Told by its loop, and by the barriers between matmuls."""
-  monkeypatch.setattr(experts, 'LARGE', 0 if large else M * F + 1)
+  monkeypatch.setattr(experts, 'LARGE_KERNEL', M * F if large else M * F + 1)
   mlp, x, routed, weight, _ = inputs(2, False, 'top-2', jnp.float32)
 
   @jax.jit

@@ -44,7 +44,7 @@ def compiled(router, groups):
 @pytest.mark.parametrize('groups', [1, 8])
 def test_memory_is_that_of_what_is_kept(router, groups, monkeypatch):
   """Every slot's token and pre-activations, and a third of that."""
-  monkeypatch.setattr(experts, 'LARGE', 0)
+  monkeypatch.setattr(experts, 'LARGE_KERNEL', 0)
   step, capacity = compiled(router, groups)
   kept = 4 * groups * E * capacity * (M + 2 * F)
   assert step.memory_analysis().temp_size_in_bytes <= 1.3 * kept
@@ -53,7 +53,8 @@ def test_memory_is_that_of_what_is_kept(router, groups, monkeypatch):
 @pytest.mark.parametrize('router', ROUTERS.values(), ids=ROUTERS)
 @pytest.mark.parametrize('large', [0, 2**30])
 def test_nothing_is_as_large_as_a_dispatch_mask(router, large, monkeypatch):
-  monkeypatch.setattr(experts, 'LARGE', large)
+  monkeypatch.setattr(experts, 'LARGE_KERNEL', large)
+  monkeypatch.setattr(experts, 'MANY_ROWS', 2**30)
   step, capacity = compiled(router, 1)
   shapes = re.findall(r'[a-z]+\d+\[([\d,]+)\]', step.as_text())
   sizes = [math.prod(map(int, shape.split(','))) for shape in {*shapes}]

@@ -3,13 +3,14 @@
 
 One function with a backward pass of its own, in two forms. All experts at once,
 on gathered slots, is the form of accelerators, and of small experts on CPUs.
-Large ones run there one after the other, so that slots are never kept and the
+Others run there one after the other, so that slots are never kept and the
 sum is made in place; XLA's own backward pass of that loop is up to 16% slower.
 docs/performance.md has the measurements.
 """
 
 from collections.abc import Callable
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,9 +22,10 @@ from upcycle import dispatch
 
 Activate = Callable[..., Array]
 
-# Numbers in a kernel from which a CPU runs experts one by one: 4 MB, what a
-# core's own cache holds. Below, the loop's overhead costs more than it saves.
-LARGE = 2**20
+# A CPU runs experts one by one if a kernel has as many numbers (4 MB, what a
+# core's own cache holds) or an expert as many rows: otherwise the loop costs
+# more than it saves.
+LARGE_KERNEL, MANY_ROWS = 2**20, 512
 
 
 class Mlp(NamedTuple):
@@ -78,8 +80,10 @@ def _backward(activate, saved, g):
 def _by_platform(which, activate):
   """The forward or backward pass of the form for where it will run."""
 
-  def on_cpu(mlp, *arguments):
-    return FORMS[cpu_form(mlp)][which](activate, mlp, *arguments)
+  def on_cpu(mlp, x, token, *arguments):
+    G, _, C = token.shape
+    form = FORMS[cpu_form(math.prod(mlp.wo.shape[1:]), G * C)]
+    return form[which](activate, mlp, x, token, *arguments)
 
   at_once = functools.partial(FORMS['at once'][which], activate)
   return functools.partial(lax.platform_dependent, cpu=on_cpu, default=at_once)
@@ -88,9 +92,15 @@ def _by_platform(which, activate):
 apply.defvjp(_forward, _backward)
 
 
-def cpu_form(mlp: Mlp) -> str:
-  """Name of the form in FORMS that is fastest on a CPU, by measurement."""
-  return 'one by one' if mlp.wo[0].size >= LARGE else 'in turn'
+def cpu_form(kernel: int, rows: int) -> str:
+  """Name of the form in FORMS that is fastest on a CPU, by measurement.
+
+  Args:
+    kernel: numbers in an expert's kernel.
+    rows: of an expert.
+  """
+  one_by_one = kernel >= LARGE_KERNEL or rows >= MANY_ROWS
+  return 'one by one' if one_by_one else 'in turn'
 
 
 def _at_once(*calls):
