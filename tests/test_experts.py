@@ -56,18 +56,23 @@ def float64():
     yield jnp.float64
 
 
+def expert_parameters(draw, kernels, biased):
+  """Of E experts, by draw(*shape)."""
+  return experts.Mlp(
+    tuple(draw(E, M, F) for _ in range(kernels)),
+    tuple(draw(E, F) for _ in range(kernels)) if biased else (),
+    draw(E, F, M),
+    draw(E, M) if biased else None,
+  )
+
+
 def inputs(kernels, biased, router, dtype):
   rng = np.random.default_rng(0)
 
   def draw(*shape):
     return jnp.asarray(rng.normal(size=shape), dtype)
 
-  mlp = experts.Mlp(
-    tuple(draw(E, M, F) for _ in range(kernels)),
-    tuple(draw(E, F) for _ in range(kernels)) if biased else (),
-    draw(E, F, M),
-    draw(E, M) if biased else None,
-  )
+  mlp = expert_parameters(draw, kernels, biased)
   mask = jnp.asarray(rng.random((G, S)) < 0.8)
   routed = ROUTERS[router](draw(G, S, E).astype(jnp.float32), 6, mask=mask)
   keep = jnp.asarray(rng.random((E, 1, F)) < 0.6, dtype)

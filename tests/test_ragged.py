@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_experts import SHAPES, gated
-from upcycle import experts, ragged, routing
+from tests.test_experts import SHAPES, E, F, G, M, S, expert_parameters, gated
+from upcycle import ragged, routing
 from upcycle.models import moe
 from upcycle.models.mlp import Mlp
 
-G, S, M, F, E, K = 2, 9, 6, 5, 3, 2
+K = 2
 R = G * S * K
 # Even; all in one, some in none, rows in no expert, none at all.
 SIZES = ([12, 12, 12], [0, 36, 0], [5, 0, 31], [7, 1, 20], [0, 0, 0])
@@ -46,12 +46,7 @@ def inputs(kernels, biased, dtype):
   def draw(*shape):
     return jnp.asarray(rng.normal(size=shape), dtype)
 
-  mlp = experts.Mlp(
-    tuple(draw(E, M, F) for _ in range(kernels)),
-    tuple(draw(E, F) for _ in range(kernels)) if biased else (),
-    draw(E, F, M),
-    draw(E, M) if biased else None,
-  )
+  mlp = expert_parameters(draw, kernels, biased)
   token = jnp.asarray(rng.permutation(R) // K, jnp.int32)
   keep = jnp.asarray(rng.random((E, 1, F)) < 0.6, dtype)
   return mlp, draw(G, S, M), draw(R), keep, token

@@ -147,7 +147,7 @@ class MoeLayer(nn.Module):
       apply, rows = ragged.apply, None
       places = routed.token, routed.row_weight, routed.sizes
     else:
-      apply, rows = experts.apply, routed.weight[:, 0].size
+      apply, rows = experts.apply, routed.token.size // E
       places = routed.token, routed.weight
     keep = None
     if self.config.expert_dropout and not deterministic:
