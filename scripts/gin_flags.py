@@ -20,6 +20,14 @@ ERRORS = (
   ValueError,
 )
 ROOT = Path(__file__).resolve().parent.parent
+_EXPLICIT = 'or ADDRESS:PORT,PROCESSES,INDEX[,SECONDS]'
+# The flag of scripts that run on several hosts, and what its value does.
+DISTRIBUTED = (
+  "'auto': one process of a job on a Cloud TPU or under Slurm; "
+  f"{_EXPLICIT}: of any other, with the first one's address, how many there "
+  'are, which this is, and after how many seconds a silent one is given up',
+  '',
+)
 
 
 def parse(
@@ -111,12 +119,51 @@ def bound(function, name: str, *default):
   )
 
 
+def join(processes: str) -> None:
+  """Makes this process one of a job's; see DISTRIBUTED for the flag's values.
+
+  Raises:
+    ValueError: the flag is none of them.
+  """
+  if not processes:
+    return
+  import jax
+
+  if processes == 'auto':
+    jax.distributed.initialize()
+    return
+  found = re.fullmatch(r'([^,]+:\d+),(\d+),(\d+)(?:,(\d+))?', processes)
+  if not found:
+    raise ValueError(f"--distributed={processes} is not 'auto', {_EXPLICIT}.")
+  address, *numbers = found.groups()
+  count, index, seconds = (int(n) if n else 100 for n in numbers)
+  jax.distributed.initialize(
+    address, count, index, heartbeat_timeout_seconds=seconds
+  )
+
+
 def run(main) -> None:
-  """Calls main; what the user can mend ends as one line, not a traceback."""
+  """Calls main; what the user can mend ends as one line, not a traceback.
+
+  If another process of the job is gone, the exit code says to try again.
+  """
   try:
     main()
   except ERRORS as e:
     if os.environ.get('UPCYCLE_TRACEBACK'):
       raise
     hint = '(UPCYCLE_TRACEBACK=1 shows where it was raised.)'
-    sys.exit(f'{type(e).__name__}: {e}\n{hint}')
+    text = f'{type(e).__name__}: {e}\n{hint}'
+    if not _is_of_the_job(e):
+      sys.exit(text)
+    print(text, file=sys.stderr, flush=True)
+    # At once: JAX's own exit would wait for the processes that are gone.
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _is_of_the_job(error: Exception) -> bool:
+  """Whether the runtime failed in a job of several processes."""
+  jax = sys.modules.get('jax')
+  if jax is None or not jax.distributed.is_initialized():
+    return False
+  return isinstance(error, jax.errors.JaxRuntimeError)

@@ -4,8 +4,10 @@ r"""Trains a model: upcycled from a dense checkpoint, dense, or from scratch.
   python scripts/train.py --gin_file=configs/upcycle_t5_base.gin \
     --gin.DENSE_CHECKPOINT="'.../checkpoint_1000000'" --gin.MODEL_DIR="'...'"
 
-The same command goes on with a run that was stopped. The configs whose names
-begin with upcycle_, dense_ and scratch_moe_ differ in what they start from.
+It uses all devices. On several hosts the command is given on each of them, with
+--distributed. The same command goes on with a run that was stopped. The configs
+whose names begin with upcycle_, dense_ and scratch_moe_ differ in what they
+start from.
 """
 
 import os
@@ -20,7 +22,8 @@ def main() -> None:
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{cache}/upcycle')
   # All of them: the many small ones of a start take seconds together.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-  gin_flags.parse(__doc__)
+  args = gin_flags.parse(__doc__, distributed=gin_flags.DISTRIBUTED)
+  gin_flags.join(args.distributed)
   import gin
 
   from upcycle import train

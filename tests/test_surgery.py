@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 def upcycled(source=None, model=None):
   source = checkpoints.read(DENSE_CHECKPOINT) if source is None else source
   model = t5.T5(SPARSE) if model is None else model
-  return initialize.upcycled(source, model, seed=0)
+  return initialize.upcycled(source.params, model, seed=0)
 
 
 def test_equals_what_t5x_makes():

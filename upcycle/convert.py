@@ -69,7 +69,7 @@ def convert(
     raise ValueError(f'{format!r} is no format of a {type(model).__name__}.')
   compatibility.check(source, model.config, shapes)
   with compatibility.explained(source, model.config):
-    params = initialize.upcycled(source, model, seed, expert_init)
+    params = initialize.upcycled(source.params, model, seed, expert_init)
   written = receipt.of_surgery(source, params, expert_init, seed)
   if format == 't5x':
     checkpoints.t5x.write(
@@ -82,7 +82,7 @@ def convert(
   else:
     state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
     with run_state.manager(output, keep=None) as saved:
-      run_state.save(saved, source.step, state, {}, {'model': facts})
+      run_state.save(saved, source.step, state, [], {'model': facts})
   results.write_text(receipt_file, json.dumps(written, indent=2))
   return written
 

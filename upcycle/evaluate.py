@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from upcycle import partition
 from upcycle.losses import Sums
 
 
@@ -42,7 +43,8 @@ def evaluate(
   """
   total: dict[str, float] = {}
   for batch in batches:
-    for name, value in eval_step(params, batch).items():
+    sums = eval_step(params, partition.put_batch(batch))
+    for name, value in sums.items():
       total[name] = total.get(name, 0.0) + float(value)
   weight = total.pop('weight', 0.0)
   if not weight:

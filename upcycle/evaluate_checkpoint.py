@@ -6,10 +6,15 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from upcycle import checkpoints, compatibility, evaluate, initialize, trees
+from upcycle import (
+  checkpoints,
+  compatibility,
+  evaluate,
+  initialize,
+  partition,
+  trees,
+)
 
 
 def evaluate_checkpoint(
@@ -55,7 +60,7 @@ def evaluate_checkpoint(
 
 
 def parameters(source: checkpoints.Checkpoint, model: Any) -> Any:
-  """A checkpoint's parameters on the device.
+  """A checkpoint's parameters on the devices of the current mesh.
 
   Raises:
     ValueError: they are not the model's; all that differ are listed.
@@ -67,9 +72,10 @@ def parameters(source: checkpoints.Checkpoint, model: Any) -> Any:
       _refuse_dense(source, model)
     trees.check(shapes, source.params, str(path))
   return jax.tree.map(
-    lambda want, leaf: jnp.asarray(np.asarray(leaf), want.dtype),
+    lambda want, leaf, place: partition.put(leaf, place).astype(want.dtype),
     shapes,
     dict(source.params),
+    partition.shardings(shapes),
   )
 
 

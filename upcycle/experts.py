@@ -239,6 +239,38 @@ def _by_expert(slots):
   return slots.swapaxes(0, 1).reshape(E, G * C, *rest)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def on_rows(
+  activate: Activate,
+  mlp: Mlp,
+  rows: Float[Array, 'E N M'],
+  keep: Float[Array, 'E _ F'] | None = None,
+) -> Float[Array, 'E N M']:
+  """Each expert's output for rows of its own, all experts at once.
+
+  What `apply` does between dispatch and combine; its backward pass keeps rows
+  and pre-activations.
+  """
+  return _rows_forward(activate, mlp, rows, keep)[0]
+
+
+def _rows_forward(activate, mlp, rows, keep):
+  expert = functools.partial(_expert, activate, _at_once)
+  y, pre = jax.vmap(expert)(mlp, keep, rows)
+  return y, (mlp, rows, keep, pre)
+
+
+def _rows_backward(activate, saved, g):
+  mlp, rows, keep, pre = saved
+  backward = functools.partial(_expert_backward, activate, _at_once)
+  weight = jnp.ones(rows.shape[:2], rows.dtype)
+  dmlp, drows, _, dkeep = jax.vmap(backward)(mlp, keep, rows, pre, weight, g)
+  return dmlp, drows, dkeep
+
+
+on_rows.defvjp(_rows_forward, _rows_backward)
+
+
 def _by_group(rows, token):
   G, E, C = token.shape
   return rows.reshape(E, G, C, *rows.shape[2:]).swapaxes(0, 1)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 import numpy as np
 from PIL import Image
 
-from upcycle import ridge
+from upcycle import partition, ridge
 
 # See Fewshot.sets.
 Source = Any
@@ -210,7 +210,7 @@ class Fewshot:
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(model: Any, params: Any, images: Any, valid: Any) -> jax.Array:
   features = model.apply({'params': params}, images, valid=valid)
-  return features.astype(jnp.float32)
+  return partition.whole(features.astype(jnp.float32))
 
 
 def _permutation(length: int) -> Int[np.ndarray, ' N']:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from upcycle import (
   compatibility,
   losses,
   optim,
+  partition,
   receipt,
   surgery,
   transfer,
@@ -89,34 +91,48 @@ def param_shapes(model: Any) -> Any:
 
 
 def upcycled(
-  source: checkpoints.Checkpoint,
+  dense: trees.Tree,
   model: Any,
   seed: int,
   expert_init: surgery.ExpertInit = inits.copy,
   rules: surgery.Rules = surgery.RULES,
+  shardings: trees.Tree | None = None,
 ) -> Any:
-  """The model's parameters made from a checkpoint, lazy where that is lazy.
+  """The model's parameters made from dense ones, lazy where those are lazy.
+
+  Args:
+    dense: the source's parameters.
+    model: the sparse model.
+    seed: of what is made anew.
+    expert_init: from a dense MLP's parameter to all experts' ones.
+    rules: what each parameter is made of.
+    shardings: where the parameters lie; None: on one device.
 
   Raises:
     ValueError: the checkpoint does not fit the model.
   """
   shapes = param_shapes(model)
-  found = surgery.origins(source.params, shapes, rules)
+  found = surgery.origins(dense, shapes, rules)
   new = [path for path, origin in found.items() if origin.kind == 'fresh']
+  places = None
+  if shardings is not None:
+    flat = trees.flatten(shardings)
+    places = {path: flat[path] for path in new}
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=places)
   def fresh():
     # Whatever is not asked for is dropped by the compiler, not computed.
     params = trees.flatten(init_params(model, seed))
     return {path: params[path] for path in new}
 
   return surgery.upcycle(
-    source.params,
+    dense,
     shapes,
     key=jax.random.key(seed),
     expert_init=expert_init,
     rules=rules,
     fresh=fresh(),
+    shardings=shardings,
   )
 
 
@@ -148,26 +164,52 @@ def from_checkpoint(
   if expand:
     surgery.origins(source.opt_state, slots.get(fresh_state), slot_rules)
   step = source.step if init.step is None else init.step
-  params = _on_device(upcycled(source, model, seed, init.expert_init, rules))
-  opt_state = jax.jit(optimizer.init)(params)
+  state = jax.eval_shape(lambda: from_scratch(model, optimizer, seed))
+  places = partition.shardings(state)
+  found = surgery.origins(source.params, shapes, rules)
+  dense, digests = _on_devices(source.params, found, places.params)
+  params = upcycled(dense, model, seed, init.expert_init, rules, places.params)
+  opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(params)
   if expand:
     opt_state = _expand(source.opt_state, opt_state, slot_rules)
   # Adam's own count is that of its moments: the source's, or 0 if fresh.
   opt_state = optim.with_step(opt_state, step, keep_adam=True)
   made_of = {
-    **receipt.of_surgery(source, params, init.expert_init, seed, rules),
+    **receipt.of_surgery(
+      source, params, init.expert_init, seed, rules, digests
+    ),
     'step': step,
     'optimizer_state': init.optimizer_state,
     'step_0': receipt.first_losses(
-      model, loss, source.params, params, batch, param_shapes
+      model, loss, dense, params, batch, param_shapes
     ),
   }
-  return TrainState(jnp.int32(step), params, opt_state), made_of
+  at = partition.put(np.int32(step), places.step)
+  return TrainState(at, params, opt_state), made_of
 
 
-def _on_device(tree: Any) -> Any:
-  """Arrays of a tree of lazy ones, of which one is read at a time."""
-  return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+def _on_devices(
+  source: trees.Tree,
+  origins: Mapping[str, surgery.Origin],
+  shardings: trees.Tree,
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """A source's arrays where their targets lie, and their checksums.
+
+  Each is read once, and one at a time is held by the host. Where the target is
+  one of all experts, the source's axes lie as the target's other ones.
+  """
+  leaves, places = trees.flatten(source), trees.flatten(shardings)
+  arrays, digests = dict(leaves), {}
+  for path, origin in origins.items():
+    name, place = origin.source, places[path]
+    if name is None or name in digests:
+      continue
+    if origin.kind == 'expert':
+      place = partition.without_first(place)
+    array = np.asarray(leaves[name])
+    digests[name] = surgery.sha256(array)
+    arrays[name] = partition.put(array, place)
+  return trees.unflatten(arrays), digests
 
 
 def _check_as_sparse(
@@ -208,7 +250,15 @@ def _check_what_is_there(
 def _expand(source: trees.Tree, state: Any, rules: surgery.Rules) -> Any:
   """The optimizer state with the source's slots, one copy an expert."""
   fresh = slots.get(state)
+  places = jax.tree.map(lambda x: x.sharding, fresh)
+  found = surgery.origins(source, fresh, rules)
+  source, _ = _on_devices(source, found, places)
   new = surgery.upcycle(
-    source, fresh, key=jax.random.key(0), rules=rules, fresh=fresh
+    source,
+    fresh,
+    key=jax.random.key(0),
+    rules=rules,
+    fresh=fresh,
+    shardings=places,
   )
-  return slots.replace(state, _on_device(new))
+  return slots.replace(state, new)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The receipt: what an upcycled model was made of, and how good it was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from upcycle import checkpoints, losses, surgery, trees
 
@@ -18,13 +17,14 @@ def of_surgery(
   expert_init: Any,
   seed: int,
   rules: surgery.Rules = surgery.RULES,
+  digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """The source, how its experts were made, and `surgery.receipt`."""
   return {
     'source': {**source.metadata, 'step': source.step},
     'expert_init': getattr(expert_init, '__name__', repr(expert_init)),
     'seed': seed,
-    **surgery.receipt(source.params, params, rules),
+    **surgery.receipt(source.params, params, rules, digests),
   }
 
 
@@ -53,8 +53,7 @@ def first_losses(
   }
   dense = model.dense()
   if not trees.diff(dense_shapes(dense), source):
-    before = jax.tree.map(np.asarray, source)
-    values['dense_loss'], _ = _evaluate(dense, loss, before, batch)
+    values['dense_loss'], _ = _evaluate(dense, loss, source, batch)
   return values
 
 

@@ -8,6 +8,7 @@ shape or a dtype that would lose digits are errors that list every offender.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import hashlib
 import re
 from typing import Any
@@ -91,6 +92,7 @@ def upcycle(
   expert_init: ExpertInit = inits.copy,
   rules: Rules = RULES,
   fresh: trees.Tree | None = None,
+  shardings: trees.Tree | None = None,
 ) -> dict[str, Any]:
   """The parameters of the sparse model (Sparse Upcycling, section 3).
 
@@ -106,6 +108,8 @@ def upcycle(
     rules: what each target is made of.
     fresh: values by path for parameters that a rule makes anew; None draws
       them from N(0, 0.02^2), as T5X draws router kernels.
+    shardings: where experts' parameters lie, by path: each device makes those
+      that it holds. None: all where `expert_init` makes them.
 
   Returns:
     The target's parameters.
@@ -115,6 +119,7 @@ def upcycle(
   """
   have, want = trees.flatten(dense), trees.flatten(sparse)
   new = None if fresh is None else trees.flatten(fresh)
+  places = None if shardings is None else trees.flatten(shardings)
 
   def make(path: str, origin: Origin) -> Any:
     shape, dtype = want[path].shape, want[path].dtype
@@ -129,7 +134,10 @@ def upcycle(
       leaf = leaf if leaf.dtype == dtype else leaf.astype(dtype)
       if origin.kind == 'expert':
         layer_key = inits.fold_in(key, origin.layer)
-        leaf = expert_init(layer_key, origin.name, leaf, shape[0])
+        init = expert_init
+        if places is not None:
+          init = _on_mesh(init, places[path])
+        leaf = init(layer_key, origin.name, leaf, shape[0])
       return leaf
 
     leaf = have[origin.source]
@@ -142,16 +150,32 @@ def upcycle(
   return trees.unflatten({path: make(path, o) for path, o in found.items()})
 
 
+@functools.cache  # or equal layers would be compiled one by one
+def _on_mesh(expert_init: ExpertInit, sharding: Any) -> ExpertInit:
+  return jax.jit(expert_init, static_argnums=(1, 3), out_shardings=sharding)
+
+
 def receipt(
-  dense: trees.Tree, sparse: trees.Tree, rules: Rules = RULES
+  dense: trees.Tree,
+  sparse: trees.Tree,
+  rules: Rules = RULES,
+  digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """Where every parameter came from, with checksums of the sources.
+
+  Args:
+    dense: the source's parameters.
+    sparse: the target's, or their shapes.
+    rules: what each target is made of.
+    digests: `sha256` of each source by path; None reads them.
 
   Returns:
     `parameters`: counts of numbers; `checksum`: one SHA-256 over all sources;
     `origin`: by target path its kind, source and the source's SHA-256.
   """
-  digests = {p: sha256(x) for p, x in sorted(trees.flatten(dense).items())}
+  if digests is None:
+    digests = {p: sha256(x) for p, x in trees.flatten(dense).items()}
+  digests = dict(sorted(digests.items()))
   found = origins(dense, sparse, rules)
   sizes = {p: int(np.prod(x.shape)) for p, x in trees.flatten(sparse).items()}
   count = lambda kind: sum(  # noqa: E731

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from upcycle import compatibility, evaluate, initialize, losses, results
+from upcycle import (
+  compatibility,
+  evaluate,
+  initialize,
+  losses,
+  partition,
+  preemption,
+  results,
+)
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
 
@@ -106,6 +114,7 @@ def train(
   eval_batches: int | None = None,
   evaluations: Mapping[str, Callable[..., dict[str, float]]] | None = None,
   init_from: InitFrom | None = None,
+  make_mesh: Callable[..., jax.sharding.Mesh] = partition.make_mesh,
   microbatches: int = 1,
   log_every: int = 10,
   eval_every: int = 1000,
@@ -133,6 +142,7 @@ def train(
     evaluations: further ones by name, functions of (model, params) that give
       numbers, at both ends of a run.
     init_from: the dense checkpoint.
+    make_mesh: of the devices, from the experts of each sparse layer.
     microbatches: parts of a batch whose gradients are summed one by one.
     log_every: steps between lines of metrics.
     eval_every: steps between evaluations; also at both ends of a run.
@@ -148,101 +158,112 @@ def train(
   Raises:
     ValueError: model_dir holds another run, or something does not fit.
     FloatingPointError: a loss was not finite; the checkpoints before stay.
+    preemption.Preempted: SIGTERM came; the state is saved.
   """
   folder = Path(model_dir)
   results.check_folder(folder, config())
-  batches = iter(train_data)
-  beginning, batch = batches.get_state(), next(batches)
-  batches.set_state(beginning)
-  intervals = log_every, eval_every, evaluations_every, checkpoint_every
-  _check_numbers(num_steps, microbatches, intervals, batch)
-  start = functools.partial(initialize.from_scratch, model, optimizer, seed)
-  receipt, run = None, None
-  # (1) The newest own checkpoint.
-  if run_state.latest_step(folder) is not None:
-    state, data, run = run_state.restore(folder, jax.eval_shape(start))
-    batches.set_state(data)
-  # (2) A given checkpoint, upcycled where the model is sparse.
-  elif init_from is not None:
-    state, receipt = initialize.from_checkpoint(
-      init_from, model, loss, optimizer, batch, seed
+  with jax.set_mesh(make_mesh(model.num_experts())):
+    batches = iter(train_data)
+    beginning, batch = batches.get_state(), partition.put_batch(next(batches))
+    batches.set_state(beginning)
+    intervals = log_every, eval_every, evaluations_every, checkpoint_every
+    _check_numbers(num_steps, microbatches, intervals, batch)
+    start = functools.partial(initialize.from_scratch, model, optimizer, seed)
+    shardings = partition.shardings(jax.eval_shape(start))
+    start = jax.jit(start, out_shardings=shardings)
+    receipt, run = None, None
+    # (1) The newest own checkpoint.
+    if run_state.latest_step(folder) is not None:
+      state, data, run = run_state.restore(folder, jax.eval_shape(start))
+      batches.set_state(data)
+    # (2) A given checkpoint, upcycled where the model is sparse.
+    elif init_from is not None:
+      state, receipt = initialize.from_checkpoint(
+        init_from, model, loss, optimizer, batch, seed
+      )
+    # (3) Scratch.
+    else:
+      state = start()
+    step, resumed = int(state.step), run is not None
+    run = run or {
+      'start': step,
+      'seconds': 0.0,
+      'model': compatibility.facts(model.config),
+    }
+    end = run['start'] + num_steps
+
+    step_fn = make_train_step(
+      model, loss, optimizer, microbatches=microbatches, seed=seed
     )
-  # (3) Scratch.
-  else:
-    state = jax.jit(start)()
-  step, resumed = int(state.step), run is not None
-  run = run or {
-    'start': step,
-    'seconds': 0.0,
-    'model': compatibility.facts(model.config),
-  }
-  end = run['start'] + num_steps
+    out = shardings, partition.replicated()
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=out)
+    step_fn = step_fn.lower(state, batch).compile()
+    eval_step = evaluate.make_eval_step(model, loss)
+    unit, amount = losses.count(batch)
+    # By now all that is configured has been called, and is in the config.
+    text, first = config(), jax.process_index() == 0
+    results.check_folder(folder, text)
+    if first:
+      results.write_text(folder / results.CONFIG, text)
+    if first and receipt is not None:
+      text = json.dumps(receipt, indent=2)
+      results.write_text(folder / 'receipt.json', text)
 
-  step_fn = make_train_step(
-    model, loss, optimizer, microbatches=microbatches, seed=seed
-  )
-  step_fn = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
-  eval_step = evaluate.make_eval_step(model, loss)
-  unit, amount = losses.count(batch)
-  # By now all that is configured has been called, and is in the config.
-  text = config()
-  results.check_folder(folder, text)
-  results.write_text(folder / results.CONFIG, text)
-  if receipt is not None:
-    text = json.dumps(receipt, indent=2)
-    results.write_text(folder / 'receipt.json', text)
+    resume = step if resumed else -1
+    with (
+      run_state.manager(folder, keep_checkpoints) as saved,
+      results.Writer(folder, resume_step=resume, enabled=first) as writer,
+      results.Progress(run['start'], end, enabled=first) as progress,
+      preemption.Watch() as watch,
+    ):
 
-  with (
-    run_state.manager(folder, keep_checkpoints) as saved,
-    results.Writer(folder, resume_step=step if resumed else -1) as writer,
-    results.Progress(run['start'], end) as progress,
-  ):
+      def evaluate_now(end: bool = True):
+        if eval_data is not None:
+          values = evaluate.evaluate(
+            eval_step, state.params, itertools.islice(eval_data, eval_batches)
+          )
+          writer.write(step, 'eval', values | {'seconds': run['seconds']})
+          progress.update(step, eval_loss=values['loss'])
+        if end or (evaluations_every and step % evaluations_every == 0):
+          for name, evaluation in (evaluations or {}).items():
+            values = evaluation(model, state.params)
+            writer.write(step, name, values | {'seconds': run['seconds']})
 
-    def evaluate_now(end: bool = True):
-      if eval_data is not None:
-        values = evaluate.evaluate(
-          eval_step, state.params, itertools.islice(eval_data, eval_batches)
-        )
-        writer.write(step, 'eval', values | {'seconds': run['seconds']})
-        progress.update(step, eval_loss=values['loss'])
-      if not (end or (evaluations_every and step % evaluations_every == 0)):
-        return
-      for name, evaluation in (evaluations or {}).items():
-        values = evaluation(model, state.params)
-        writer.write(step, name, values | {'seconds': run['seconds']})
-
-    if not resumed:
-      evaluate_now()
-    previous, since = None, (step, run['seconds'])
-    while step < end:
-      began = time.perf_counter()
-      state, metrics = step_fn(state, next(batches))
-      step += 1
-      # One step behind, so that the devices are never idle.
-      if previous is not None:
-        _check_finite(previous, step - 1, saved)
-      # A gradient can overflow where the loss does not.
-      previous = metrics['total'] + metrics['gradient_norm']
-      last = step == end
-      log = last or step % log_every == 0
-      evaluation = last or step % eval_every == 0
-      checkpoint = last or step % checkpoint_every == 0
-      if log or evaluation or checkpoint:
-        _check_finite(previous, step, saved)
-      run['seconds'] += time.perf_counter() - began
-      if log:
-        steps, seconds = step - since[0], run['seconds'] - since[1]
-        since = step, run['seconds']
-        rate = {f'{unit}_per_second': amount * steps / seconds}
-        values = jax.device_get(metrics | metrics.pop('layers'))
-        values |= rate | {'seconds': run['seconds']}
-        writer.write(step, 'train', values)
-        progress.update(step, loss=values['loss'], **rate)
-      progress.update(step)
-      if evaluation:
-        evaluate_now(last)
-      if checkpoint:
-        run_state.save(saved, step, state, batches.get_state(), dict(run))
+      if not resumed:
+        evaluate_now()
+      previous, since = None, (step, run['seconds'])
+      while step < end:
+        began = time.perf_counter()
+        state, metrics = step_fn(state, partition.put_batch(next(batches)))
+        step += 1
+        # One step behind, so that the devices are never idle.
+        if previous is not None:
+          _check_finite(previous, step - 1, saved)
+        # A gradient can overflow where the loss does not.
+        previous = metrics['total'] + metrics['gradient_norm']
+        last, stop = step == end, watch.stop(step)
+        log = last or step % log_every == 0
+        evaluation = last or step % eval_every == 0
+        checkpoint = last or stop or step % checkpoint_every == 0
+        if log or evaluation or checkpoint:
+          _check_finite(previous, step, saved)
+        run['seconds'] += time.perf_counter() - began
+        if log:
+          steps, seconds = step - since[0], run['seconds'] - since[1]
+          since = step, run['seconds']
+          rate = {f'{unit}_per_second': amount * steps / seconds}
+          values = jax.device_get(metrics | metrics.pop('layers'))
+          values |= rate | {'seconds': run['seconds']}
+          writer.write(step, 'train', values)
+          progress.update(step, loss=values['loss'], **rate)
+        progress.update(step)
+        if evaluation:
+          evaluate_now(last)
+        if checkpoint:
+          data = partition.from_processes(batches.get_state())
+          run_state.save(saved, step, state, data, dict(run))
+        if stop and not last:
+          raise preemption.Preempted(step)
   return state
 
 

@@ -2,7 +2,8 @@
 """Our own run state, kept by Orbax in MODEL_DIR/checkpoints.
 
 A checkpoint has three items: `state` (step, params, opt_state), `data` (where
-the input iterator stands) and `run` (what else a resumed run goes on from).
+the input iterator of each process stands) and `run` (what else a resumed run
+goes on from).
 """
 
 from collections.abc import Iterator
@@ -39,14 +40,22 @@ def manager(model_dir: str | Path, keep: int | None = 2) -> Any:
 
 
 def save(
-  checkpoints: Any, step: int, state: Any, data: dict, run: dict
+  checkpoints: Any, step: int, state: Any, data: list[dict], run: dict
 ) -> None:
-  """Saves in the background; a checkpoint appears once it is whole."""
+  """Saves in the background; a checkpoint appears once it is whole.
+
+  Args:
+    checkpoints: of `manager`.
+    step: of the state.
+    state: of which each process writes what it holds.
+    data: the states of all processes' input iterators.
+    run: facts of the run.
+  """
   saved = checkpoints.save(
     step,
     args=ocp.args.Composite(
       state=ocp.args.StandardSave(state),
-      data=ocp.args.JsonSave(data),
+      data=ocp.args.JsonSave({'processes': data}),
       run=ocp.args.JsonSave(run),
     ),
   )
@@ -63,14 +72,15 @@ def latest_step(model_dir: str | Path) -> int | None:
 
 
 def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
-  """(state, data, run) of the newest step.
+  """(state, data, run) of the newest step, data being this process's.
 
   Args:
     model_dir: the run's folder.
     abstract: shapes, dtypes and shardings of the state.
 
   Raises:
-    ValueError: the saved state has other parameters; all are listed.
+    ValueError: the saved state has other parameters, all of which are listed,
+      or was saved by another number of processes.
   """
   with manager(model_dir, keep=None) as checkpoints:
     step = checkpoints.latest_step()
@@ -84,7 +94,14 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
     )
     with _whole(_folder(model_dir, step)):
       items = checkpoints.restore(step, args=args)
-      return items.state, items.data, items.run
+  data = items.data['processes']
+  if len(data) != jax.process_count():
+    raise ValueError(
+      f'{what}, is of {len(data)} processes and cannot be gone on with by '
+      f'{jax.process_count()}, which would read other examples. Take as many, '
+      'or begin a new run from it: InitFrom.path.'
+    )
+  return items.state, data[jax.process_index()], items.run
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -6,12 +6,14 @@ leave by `sow`: the collections `losses` (already weighted) and `metrics`.
 """
 
 from collections.abc import Callable
+import functools
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from upcycle import experts, ragged, routing
+from upcycle import exchange, partition, ragged, routing
 from upcycle.models.mlp import Mlp
 from upcycle.models.moe_config import (
   Layers,
@@ -94,9 +96,12 @@ class MoeLayer(nn.Module):
     deterministic: bool = True,
   ) -> Float[Array, 'B L M']:
     B, L, M = x.shape
-    G, S = group_shape(B, L, self.config)
+    shards = partition.size(*partition.TOKENS)
+    G, S = group_shape(B, L, self.config, shards)
+    parts = math.lcm(shards, self.config.group_multiple)
+    parts = parts if B % parts == 0 else 1
     mask = None if not self.config.ignore_padding else mask
-    x, mask = _group(x, mask, G, S)
+    x, mask = _group(x, mask, parts, G, S)
     logits = RouterWeights(
       self.router_names[1:],
       self.config.num_experts,
@@ -105,7 +110,8 @@ class MoeLayer(nn.Module):
     )(x)
     routed = self._route(logits, mask, deterministic)
     y = self._experts(x, routed, deterministic)
-    return y.reshape(G * S, M)[: B * L].reshape(B, L, M)
+    tokens = B * L // parts
+    return y.reshape(parts, -1, M)[:, :tokens].reshape(B, L, M)
 
   def _route(
     self,
@@ -147,7 +153,8 @@ class MoeLayer(nn.Module):
       apply, rows = ragged.apply, None
       places = routed.token, routed.row_weight, routed.sizes
     else:
-      apply, rows = experts.apply, routed.token.size // E
+      apply = functools.partial(exchange.apply, self.config.exchange)
+      rows = routed.token.size // E
       places = routed.token, routed.weight
     keep = None
     if self.config.expert_dropout and not deterministic:
@@ -162,14 +169,24 @@ class MoeLayer(nn.Module):
 
 
 def _group(
-  x: Float[Array, 'B L M'], mask: Bool[Array, 'B L'] | None, G: int, S: int
+  x: Float[Array, 'B L M'],
+  mask: Bool[Array, 'B L'] | None,
+  parts: int,
+  G: int,
+  S: int,
 ) -> tuple[Float[Array, 'G S M'], Bool[Array, 'G S'] | None]:
-  """Groups of S tokens in order; masked tokens fill up the last one."""
-  tokens = x.shape[0] * x.shape[1]
-  extra = G * S - tokens
+  """Groups of S tokens in order; masked tokens fill up the last of each part.
+
+  A part is what a device has, or several of them: groups stay on it.
+  """
+  tokens = x.shape[0] * x.shape[1] // parts
+  extra = G * S // parts - tokens
   if extra and mask is None:
     mask = jnp.ones(x.shape[:2], bool)
-  x = jnp.pad(x.reshape(tokens, -1), ((0, extra), (0, 0)))
+  x = x.reshape(parts, tokens, -1)
+  x = partition.spread(jnp.pad(x, ((0, 0), (0, extra), (0, 0))))
+  x = partition.spread(x.reshape(G, S, -1))
   if mask is not None:
-    mask = jnp.pad(mask.reshape(tokens), (0, extra)).reshape(G, S)
-  return x.reshape(G, S, -1), mask
+    mask = jnp.pad(mask.reshape(parts, tokens), ((0, 0), (0, extra)))
+    mask = mask.reshape(G, S)
+  return x, mask

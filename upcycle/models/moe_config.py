@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from upcycle import routing
+from upcycle import exchange, routing
 
 Router = Callable[..., routing.Routing | routing.Ragged]
 Layers = Sequence[int] | Callable[[int], tuple[int, ...]]
@@ -31,8 +31,10 @@ class MoeConfig:
     group_size: most tokens routed together. The number of groups is the least
       that keeps to it, and the tokens are spread evenly over them. None: every
       row of a batch, a sequence or an image, is a group.
-    group_multiple: the number of groups is a multiple of this: the number of
-      devices that share the tokens.
+    group_multiple: the number of groups is a multiple of this, and of the
+      number of devices that share the tokens. With a multiple of all numbers
+      of devices a model is the same on all of them.
+    exchange: how tokens meet experts on other devices, of `upcycle.exchange`.
     ignore_padding: padding takes no slot and counts in no loss.
     expert_dropout: dropout rate of the experts' hidden activations.
     aux_weights: (name, weight) of the router's losses to train on; the mean
@@ -49,6 +51,7 @@ class MoeConfig:
   capacity_rounding: str = 'round'
   group_size: int | None = 4096
   group_multiple: int = 1
+  exchange: Callable[..., jax.Array] = exchange.flat
   ignore_padding: bool = True
   expert_dropout: float = 0.0
   aux_weights: tuple[tuple[str, float], ...] = ()
@@ -194,10 +197,20 @@ def expected_scale(
   return float(routed.metrics['scale'])
 
 
-def group_shape(B: int, L: int, config: MoeConfig) -> tuple[int, int]:
-  """(G, S) of the least padding: G groups of S tokens for B rows of L."""
+def group_shape(
+  B: int, L: int, config: MoeConfig, shards: int = 1
+) -> tuple[int, int]:
+  """(G, S) of the least padding: G groups of S tokens for B rows of L.
+
+  Args:
+    B: rows of the batch.
+    L: tokens of a row.
+    config: of the layer.
+    shards: devices that share the tokens; G is a multiple.
+  """
+  multiple = math.lcm(config.group_multiple, shards)
+  round_up = lambda n: math.ceil(n / multiple) * multiple  # noqa: E731
   if config.group_size is None:
-    return B, L
-  groups = math.ceil(B * L / config.group_size)
-  groups = math.ceil(groups / config.group_multiple) * config.group_multiple
+    return (B if shards == 1 else round_up(B)), L
+  groups = round_up(math.ceil(B * L / config.group_size))
   return groups, math.ceil(B * L / groups)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from upcycle import partition
 from upcycle.models import layers, moe
 from upcycle.models.mlp import Mlp
 from upcycle.models.t5_config import PRESETS, T5Config, preset
@@ -68,6 +69,7 @@ class Layer(nn.Module):
       return attention(q, k, *mask_and_bias, deterministic=deterministic)
 
     drop = layers.dropout(config.dropout_rate, deterministic)
+    x = partition.spread(x)
     kind = 'self_attention' if self.causal else 'attention'
     y = norm(f'pre_{kind}_layer_norm', x)
     x = x + drop(attend(kind, y, y, allowed, bias))
@@ -233,6 +235,14 @@ class T5(nn.Module):
     config = self.config
     config = dataclasses.replace(config, encoder_moe=None, decoder_moe=None)
     return self.clone(config=config, parent=None)
+
+  def num_experts(self) -> tuple[int, ...]:
+    """Of every MoE layer."""
+    return tuple(
+      sparse.num_experts
+      for stack in ('encoder', 'decoder')
+      for sparse in self.config.sparse_layers(stack).values()
+    )
 
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""

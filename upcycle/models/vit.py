@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from upcycle import partition
 from upcycle.models import layers, moe, vit_layers
 from upcycle.models.vit_config import PRESETS, ViTConfig, preset
 
@@ -35,6 +36,7 @@ class EncoderBlock(nn.Module):
     deterministic: bool,
   ) -> Float[Array, 'B L M']:
     drop = nn.Dropout(self.config.dropout_rate, deterministic=deterministic)
+    x = partition.spread(x)
     y = vit_layers.norm(self.config, 'LayerNorm_0')(x)
     name = 'MultiHeadDotProductAttention_0'
     x = x + drop(vit_layers.MultiHeadAttention(self.config, name=name)(y, y))
@@ -150,6 +152,11 @@ class ViT(nn.Module):
   def features(self) -> 'ViT':
     """The same model without a head, for frozen features."""
     return self._with(num_classes=None)
+
+  def num_experts(self) -> tuple[int, ...]:
+    """Of every MoE layer."""
+    sparse = self.config.sparse_layers()
+    return tuple(config.num_experts for config in sparse.values())
 
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes of devices, and which part of every array a device holds.
+
+A mesh has three axes: `expert`, over which the experts are spread; `data`, over
+which experts are repeated; `model`, over which hidden layers, attention heads
+and vocabularies are split. Rows of a batch and groups of tokens are spread over
+`data` and `expert` together, so that no device computes what another does.
+
+What a parameter's axes are is a table on its path, and where they go another.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import re
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+AXES = 'data', 'expert', 'model'
+TOKENS = 'data', 'expert'
+
+# Names of a parameter's axes by its path; the first rule that matches counts,
+# and what none matches is on every device.
+PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  (r'.*/expert/wi\w*/kernel', ('expert', 'embed', 'mlp')),
+  (r'.*/expert/wo/kernel', ('expert', 'mlp', 'embed')),
+  (r'.*/Moe/Mlp/Dense_0/kernel', ('expert', 'embed', 'mlp')),
+  (r'.*/Moe/Mlp/Dense_1/kernel', ('expert', 'mlp', 'embed')),
+  (r'.*/Moe/Mlp/Dense_0/bias', ('expert', 'mlp')),
+  (r'.*/Moe/Mlp/Dense_1/bias', ('expert', 'embed')),
+  (r'.*/mlp/wi\w*/kernel', ('embed', 'mlp')),
+  (r'.*/mlp/wo/kernel', ('mlp', 'embed')),
+  (r'.*/MlpBlock_0/Dense_0/kernel', ('embed', 'mlp')),
+  (r'.*/MlpBlock_0/Dense_0/bias', ('mlp',)),
+  (r'.*/MlpBlock_0/Dense_1/kernel', ('mlp', 'embed')),
+  (r'.*/(query|key|value)/kernel', ('embed', 'heads')),
+  (r'.*/(query|key|value)/bias', ('heads',)),
+  (r'.*/out/kernel', ('heads', 'embed')),
+  (r'.*/relpos_bias/rel_embedding', ('heads',)),
+  (r'token_embedder/embedding', ('vocab', 'embed')),
+  (r'.*/logits_dense/kernel', ('embed', 'vocab')),
+)
+# The mesh axis that an axis is split over.
+RULES: Mapping[str, str | None] = {
+  'expert': 'expert',
+  'mlp': 'model',
+  'heads': 'model',
+  'vocab': 'model',
+  'embed': None,
+}
+
+
+def make_mesh(
+  num_experts: Sequence[int] = (),
+  *,
+  data: int | None = None,
+  expert: int | None = None,
+  model: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
+  """A mesh of all devices; what is not given is chosen.
+
+  The expert axis is as long as the number of experts of every layer allows,
+  within a slice of a pod: all-to-alls are fast there. Several slices share the
+  data axis, on which only gradients travel.
+
+  Args:
+    num_experts: of each sparse layer.
+    data: length of the data axis.
+    expert: length of the expert axis; divides all numbers of experts.
+    model: length of the model axis; at most a process's devices.
+    devices: those to use; None: all.
+
+  Raises:
+    ValueError: the lengths do not multiply to the number of devices, do not
+      divide the experts, or the model axis crosses processes.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  n, experts = len(devices), math.gcd(*num_experts) or 1
+  slices = len({getattr(d, 'slice_index', 0) or 0 for d in devices})
+  if expert is None:
+    room = n // (model * (data or slices))
+    expert = room if data and not num_experts else math.gcd(room, experts)
+  data = n // (model * expert) if data is None else data
+  shape = data, expert, model
+  if math.prod(shape) != n or min(shape) < 1:
+    named = ', '.join(f'{a} {x}' for a, x in zip(AXES, shape, strict=True))
+    raise ValueError(f'A mesh of {named} does not use {n} devices.')
+  if num_experts and experts % expert:
+    raise ValueError(
+      f'An expert axis of {expert} does not divide {sorted(set(num_experts))} '
+      f'experts: take a divisor of {experts}.'
+    )
+  if data % slices:
+    raise ValueError(f'{slices} slices do not divide a data axis of {data}.')
+  if slices > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, expert, model), (slices, 1, 1), devices
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  _check_processes(grid)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _check_processes(grid: np.ndarray) -> None:
+  """Rows of a batch belong to one process, which alone reads them."""
+  for group in grid.reshape(-1, grid.shape[-1]):
+    if len({d.process_index for d in group}) > 1:
+      raise ValueError(
+        f'A model axis of {len(group)} crosses processes, which read different '
+        'rows of a batch: make it at most the devices of one.'
+      )
+
+
+def current() -> AbstractMesh:
+  """The mesh that `jax.set_mesh` has set, or an empty one."""
+  return jax.sharding.get_abstract_mesh()
+
+
+def size(*axes: str) -> int:
+  """Devices along axes of the current mesh; 1 without one."""
+  return math.prod(current().shape.get(axis, 1) for axis in axes)
+
+
+def spread(x: jax.Array) -> jax.Array:
+  """The same x, its first axis over `data` and `expert` if they divide it."""
+  if size(*AXES) == 1 or x.shape[0] % size(*TOKENS):
+    return x
+  return lax.with_sharding_constraint(x, P(TOKENS))
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """The same x, all of it on every device."""
+  return x if size(*AXES) == 1 else lax.with_sharding_constraint(x, P())
+
+
+def spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+  """How a parameter is split.
+
+  An axis that a mesh axis does not divide stays whole.
+  """
+  names = next(
+    (names for rule, names in PARAMETERS if re.fullmatch(rule, path)), ()
+  )
+  axes = [RULES[name] if name else None for name in names]
+  return P(
+    *(
+      axis if axis and length % mesh.shape[axis] == 0 else None
+      for axis, length in zip(axes, shape, strict=False)
+    )
+  )
+
+
+def mesh() -> Mesh:
+  """The mesh that `jax.set_mesh` has set, or one of a single device."""
+  found = jax.sharding.get_mesh()
+  return make_mesh(devices=jax.local_devices()[:1]) if found.empty else found
+
+
+def replicated() -> NamedSharding:
+  """All of an array on every device."""
+  return NamedSharding(mesh(), P())
+
+
+def shardings(state: Any) -> Any:
+  """How a training state, or parameters alone, lie on the current mesh.
+
+  What the optimizer keeps of a parameter is split as that is: an array of its
+  shape, or of its shape but for one axis (Adafactor's rows and columns).
+
+  Args:
+    state: shapes, with the parameters in its field `params` if it has one.
+
+  Returns:
+    A tree like `state` of NamedSharding.
+  """
+  on, where = mesh(), 'params/' if hasattr(state, 'params') else ''
+  leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+  shapes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+    for path, leaf in leaves
+  }
+  params = {
+    path.removeprefix(where): shape
+    for path, shape in shapes.items()
+    if path.startswith(where)
+  }
+
+  def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+    param = _parameter(path, params)
+    if param is None:
+      return NamedSharding(on, P())
+    whole = spec(param, params[param], on)
+    return NamedSharding(on, _reduced(whole, params[param], shape))
+
+  found = [sharding(path, shape) for path, shape in shapes.items()]
+  return jax.tree.unflatten(structure, found)
+
+
+def _parameter(path: str, params: Mapping[str, Any]) -> str | None:
+  """The parameter whose path is the longest part of this one."""
+  parts = path.split('/')
+  found = [
+    name
+    for i in range(len(parts))
+    for j in range(i + 1, len(parts) + 1)
+    if (name := '/'.join(parts[i:j])) in params
+  ]
+  return max(found, key=len, default=None)
+
+
+def _reduced(whole: P, shape: Sequence[int], of: Sequence[int]) -> P:
+  """A parameter's spec for an array that lacks one of its axes, or none."""
+  axes = [*whole, *[None] * (len(shape) - len(whole))]
+  if tuple(shape) == tuple(of):
+    return P(*axes)
+  for i in reversed(range(len(shape))):
+    if (*shape[:i], *shape[i + 1 :]) == tuple(of):
+      return P(*axes[:i], *axes[i + 1 :])
+  return P()
+
+
+def without_first(sharding: NamedSharding) -> NamedSharding:
+  """Of what one expert has, as all experts' ones are split."""
+  return NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+
+
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+  """An array that every process has, or reads here, of which it keeps its part.
+
+  Args:
+    leaf: a numpy array or a lazy one, which is read once.
+    sharding: where its parts go.
+  """
+  array = np.asarray(leaf)
+  return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The batch of all processes, each giving its rows, on the current mesh.
+
+  Raises:
+    ValueError: the devices do not divide the rows.
+  """
+  sharding = NamedSharding(mesh(), P(TOKENS))
+  shards = math.prod(sharding.mesh.shape[axis] for axis in TOKENS)
+  rows = {len(x) * jax.process_count() for x in batch.values()}
+  if any(n % shards for n in rows):
+    raise ValueError(
+      f'{shards} devices cannot share {sorted(rows)} rows of a batch evenly: '
+      'take a multiple as batch size.'
+    )
+  return {
+    name: jax.make_array_from_process_local_data(sharding, x)
+    for name, x in batch.items()
+  }
+
+
+def from_processes(value: Any) -> list[Any]:
+  """What each process has, by its number; anything that JSON can say."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(len(text)))
+  padded = np.pad(text, (0, lengths.max() - len(text)))
+  texts = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(bytes(text[:n])) for text, n in zip(texts, lengths, strict=True)
+  ]
