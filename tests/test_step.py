@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tests.tiny_scripts import ROOT
-from upcycle import initialize, losses, optim, train
+from upcycle import initialize, losses, optim, train_step
 from upcycle.models import vit
 
 
@@ -26,7 +26,7 @@ def compiled(microbatches=1):
     'weights': ((64,), np.float32),
   }
   batch = {k: jax.ShapeDtypeStruct(*v) for k, v in shapes.items()}
-  step = train.make_train_step(
+  step = train_step.make_train_step(
     model, losses.classification, optimizer, microbatches=microbatches
   )
   step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()

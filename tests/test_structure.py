@@ -72,6 +72,7 @@ IMPORTS = {
     'partition',
     'trees',
   },
+  'train_step': {'initialize', 'losses', 'partition'},
   # All but models: gin hands `model` and `init_from` to it.
   'train': {
     'checkpoints',
@@ -86,6 +87,7 @@ IMPORTS = {
     'preemption',
     'results',
     'surgery',
+    'train_step',
     'trees',
   },
 }

@@ -24,6 +24,7 @@ from upcycle import (
   results,
   routing,
   train,
+  train_step,
   trees,
 )
 from upcycle.checkpoints import slots
@@ -410,7 +411,7 @@ def test_microbatches_change_nothing():
   start = initialize.from_scratch(model, optimizer, 0)
   states, metrics = [], []
   for parts in (1, 2, 4):
-    step = train.make_train_step(
+    step = train_step.make_train_step(
       model, losses.seq2seq, optimizer, microbatches=parts
     )
     state, values = jax.jit(step)(start, BATCH)
@@ -447,7 +448,7 @@ def test_step_is_the_gradient_of_the_objective():
     balance = jnp.stack(jax.tree.leaves(sown['losses'])).mean()
     return jnp.sum((z - picked) * weights) / weights.sum() + balance
 
-  step = train.make_train_step(model, losses.seq2seq, optimizer)
+  step = train_step.make_train_step(model, losses.seq2seq, optimizer)
   after, metrics = jax.jit(step)(state, BATCH)
   total, grads = jax.jit(jax.value_and_grad(objective))(state.params)
   np.testing.assert_allclose(metrics['total'], total, rtol=1e-5)

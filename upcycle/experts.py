@@ -246,11 +246,7 @@ def on_rows(
   rows: Float[Array, 'E N M'],
   keep: Float[Array, 'E _ F'] | None = None,
 ) -> Float[Array, 'E N M']:
-  """Each expert's output for rows of its own, all experts at once.
-
-  What `apply` does between dispatch and combine; its backward pass keeps rows
-  and pre-activations.
-  """
+  """What `apply` does between dispatch and combine, all experts at once."""
   return _rows_forward(activate, mlp, rows, keep)[0]
 
 

@@ -245,7 +245,7 @@ def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
-def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def put_batch(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
   """The batch of all processes, each giving its rows, on the current mesh.
 
   Raises:
@@ -260,7 +260,7 @@ def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
       'take a multiple as batch size.'
     )
   return {
-    name: jax.make_array_from_process_local_data(sharding, x)
+    name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
     for name, x in batch.items()
   }
 

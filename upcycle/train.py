@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,84 +21,10 @@ from upcycle import (
   partition,
   preemption,
   results,
+  train_step,
 )
 from upcycle.checkpoints import state as run_state
 from upcycle.initialize import InitFrom, TrainState
-
-
-def make_train_step(
-  model: Any,
-  loss: Callable[..., losses.Sums],
-  optimizer: optax.GradientTransformation,
-  *,
-  microbatches: int = 1,
-  seed: int = 0,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """A pure (state, batch) -> (state, metrics), to be jitted and donated.
-
-  The objective is the mean loss of the batch's targets plus the auxiliary
-  losses. With microbatches, gradients are summed over equal parts of the batch
-  before they are divided, so the mean is that of the whole batch.
-  """
-
-  def objective(params, batch, key):
-    sown = {}
-
-    def apply(**inputs):
-      logits, variables = model.apply(
-        {'params': params},
-        **inputs,
-        deterministic=False,
-        rngs={'dropout': key},
-        mutable=['losses', 'metrics'],
-      )
-      sown.update(variables)
-      return logits
-
-    sums = loss(apply, batch)
-    aux = losses.auxiliary(sown.get('losses', {}))
-    total = sums['loss'] + sums['z_loss'] + sums['weight'] * sum(aux.values())
-    weighted = {k: sums['weight'] * v for k, v in aux.items()}
-    layers = losses.sown(sown.get('metrics', {}))
-    layers = {k: v / microbatches for k, v in layers.items()}
-    return total, {**sums, **weighted, 'total': total, 'layers': layers}
-
-  def gradients(params, batch, key):
-    return jax.grad(objective, has_aux=True)(params, batch, key)
-
-  def train_step(state: TrainState, batch: Any):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    if microbatches == 1:
-      grads, sums = gradients(state.params, batch, key)
-    else:
-      grads, sums = _accumulate(
-        functools.partial(gradients, state.params), batch, key, microbatches
-      )
-    layers, weight = sums.pop('layers'), sums.pop('weight')
-    grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {k: v / weight for k, v in sums.items()}
-    metrics['gradient_norm'] = optax.tree.norm(grads)
-    metrics['layers'] = layers
-    return TrainState(state.step + 1, params, opt_state), metrics
-
-  return train_step
-
-
-def _accumulate(gradients, batch, key, parts):
-  """Sums of gradients(part, key) over equal parts of the batch."""
-  split = jax.tree.map(
-    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
-  )
-  keys = jax.random.split(key, parts)
-  shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split), key)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-  def add(total, part):
-    return jax.tree.map(jnp.add, total, gradients(*part)), None
-
-  return jax.lax.scan(add, zeros, (split, keys))[0]
 
 
 def train(
@@ -166,8 +91,8 @@ def train(
     batches = iter(train_data)
     beginning, batch = batches.get_state(), partition.put_batch(next(batches))
     batches.set_state(beginning)
-    intervals = log_every, eval_every, evaluations_every, checkpoint_every
-    _check_numbers(num_steps, microbatches, intervals, batch)
+    every = log_every, eval_every, evaluations_every, checkpoint_every
+    _check_numbers(num_steps, microbatches, every, batch)
     start = functools.partial(initialize.from_scratch, model, optimizer, seed)
     shardings = partition.shardings(jax.eval_shape(start))
     start = jax.jit(start, out_shardings=shardings)
@@ -184,32 +109,19 @@ def train(
     # (3) Scratch.
     else:
       state = start()
-    step, resumed = int(state.step), run is not None
-    run = run or {
-      'start': step,
-      'seconds': 0.0,
-      'model': compatibility.facts(model.config),
-    }
+    step, resume = int(state.step), -1 if run is None else int(state.step)
+    run = run or {'start': step, 'seconds': 0.0}
+    run['model'] = compatibility.facts(model.config)
     end = run['start'] + num_steps
-
-    step_fn = make_train_step(
+    step_fn = train_step.make_train_step(
       model, loss, optimizer, microbatches=microbatches, seed=seed
     )
-    out = shardings, partition.replicated()
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=out)
-    step_fn = step_fn.lower(state, batch).compile()
+    step_fn = train_step.compile_step(step_fn, state, batch)
     eval_step = evaluate.make_eval_step(model, loss)
     unit, amount = losses.count(batch)
     # By now all that is configured has been called, and is in the config.
-    text, first = config(), jax.process_index() == 0
-    results.check_folder(folder, text)
-    if first:
-      results.write_text(folder / results.CONFIG, text)
-    if first and receipt is not None:
-      text = json.dumps(receipt, indent=2)
-      results.write_text(folder / 'receipt.json', text)
-
-    resume = step if resumed else -1
+    _write_down(folder, config(), receipt)
+    first = jax.process_index() == 0
     with (
       run_state.manager(folder, keep_checkpoints) as saved,
       results.Writer(folder, resume_step=resume, enabled=first) as writer,
@@ -229,7 +141,7 @@ def train(
             values = evaluation(model, state.params)
             writer.write(step, name, values | {'seconds': run['seconds']})
 
-      if not resumed:
+      if resume < 0:
         evaluate_now()
       previous, since = None, (step, run['seconds'])
       while step < end:
@@ -265,6 +177,16 @@ def train(
         if stop and not last:
           raise preemption.Preempted(step)
   return state
+
+
+def _write_down(folder: Path, text: str, receipt: dict | None) -> None:
+  """The run's config, and the receipt of what it starts from."""
+  results.check_folder(folder, text)
+  if jax.process_index() == 0:
+    results.write_text(folder / results.CONFIG, text)
+    if receipt is not None:
+      text = json.dumps(receipt, indent=2)
+      results.write_text(folder / 'receipt.json', text)
 
 
 def _check_numbers(

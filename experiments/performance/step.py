@@ -26,7 +26,7 @@ import numpy as np
 import optax
 import timing
 
-from upcycle import initialize, losses, results, train
+from upcycle import initialize, losses, results, train_step
 from upcycle.models import moe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ class Step:
     self.batch = jax.device_put(batch)
     start = jax.jit(lambda: initialize.from_scratch(model, optimizer, seed))
     self.state = start()
-    step = train.make_train_step(model, loss, optimizer)
+    step = train_step.make_train_step(model, loss, optimizer)
     lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
     self.flops = lowered.cost_analysis()['flops']
     began = time.perf_counter()
