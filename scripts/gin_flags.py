@@ -162,8 +162,7 @@ def run(main) -> None:
 
 
 def _is_of_the_job(error: Exception) -> bool:
-  """Whether the runtime failed in a job of several processes."""
+  """Whether the runtime failed in a job of several processes, or to join it."""
   jax = sys.modules.get('jax')
-  if jax is None or not jax.distributed.is_initialized():
-    return False
-  return isinstance(error, jax.errors.JaxRuntimeError)
+  joined = any(a.startswith('--distributed=') for a in sys.argv)
+  return joined and jax and isinstance(error, jax.errors.JaxRuntimeError)

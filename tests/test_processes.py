@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of two processes with four devices each, as on two hosts."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import own_shards, tiny_runs
+from upcycle import checkpoints, initialize, optim, results, trees
+
+ROOT = Path(__file__).parent.parent
+CONFIG = 'configs/upcycle_t5_laptop.gin'
+STEPS = 30
+
+
+@pytest.fixture(scope='module')
+def paths(tmp_path_factory):
+  return tiny_runs.files(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """Variables of a process with so many devices; programs compile once."""
+  cache = {
+    'JAX_ENABLE_COMPILATION_CACHE': 'true',
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs')),
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
+  }
+
+  def of(devices):
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    return os.environ | cache | {'XLA_FLAGS': flags}
+
+  return of
+
+
+@pytest.fixture(scope='module')
+def command(paths):
+  def of(folder):
+    text = (ROOT / CONFIG).read_text()
+    bindings = [
+      *tiny_runs.bindings(text, paths, folder),
+      'text.span_corruption.batch_size = 8',
+      f'train.train.num_steps = {STEPS}',
+      'train.train.checkpoint_every = 8',
+    ]
+    flags = [f'--gin.{line.replace(" = ", "=", 1)}' for line in bindings]
+    return [sys.executable, 'scripts/train.py', f'--gin_file={CONFIG}', *flags]
+
+  return of
+
+
+def free_address():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return f'127.0.0.1:{free.getsockname()[1]}'
+
+
+@contextlib.contextmanager
+def two_processes(command, environment, prefix=lambda index: []):
+  """Starts them; they are gone when the context ends."""
+  address = free_address()
+  processes = [
+    subprocess.Popen(
+      [*prefix(i), *command, f'--distributed={address},2,{i},10'],
+      env=environment(4),
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      start_new_session=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    yield processes
+  finally:
+    for process in processes:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.communicate()
+
+
+def ends(processes, code):
+  for process in processes:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+
+
+def wait_for(folder, step):
+  deadline = time.time() + 240
+  while not any(row['step'] >= step for row in logged(folder)):
+    assert time.time() < deadline, f'step {step} was never reached'
+    time.sleep(0.01)
+
+
+def logged(folder):
+  return results.read(folder) if (folder / 'metrics.jsonl').exists() else []
+
+
+@pytest.fixture(scope='module')
+def whole(command, environment, tmp_path_factory):
+  """The folder of a run of two processes that was left alone."""
+  folder = tmp_path_factory.mktemp('whole') / 'run'
+  with two_processes(command(folder), environment) as processes:
+    ends(processes, 0)
+  return folder
+
+
+def parameters(folder):
+  found = checkpoints.read(folder)
+  assert found.step == 1000 + STEPS
+  return {p: np.asarray(x) for p, x in trees.flatten(found.params).items()}
+
+
+def same_to_the_bit(folder, whole):
+  jax_rows = [logged(f) for f in (folder, whole)]
+  for one, other in zip(*jax_rows, strict=True):
+    assert (one['step'], one['loss']) == (other['step'], other['loss'])
+  ours, theirs = parameters(folder), parameters(whole)
+  for path, leaf in theirs.items():
+    np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
+
+
+def test_two_processes_do_what_one_does(whole, command, environment, tmp_path):
+  done = subprocess.run(
+    command(tmp_path / 'run'),
+    env=environment(8),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  for one, two in zip(logged(tmp_path / 'run'), logged(whole), strict=True):
+    assert one['step'] == two['step']
+    assert one['loss'] == pytest.approx(two['loss'], rel=2e-4)
+  ours = parameters(tmp_path / 'run')
+  for path, leaf in parameters(whole).items():
+    np.testing.assert_allclose(ours[path], leaf, 0.05, 1e-3, err_msg=path)
+
+
+def test_sigterm_to_one_stops_both_with_a_checkpoint(
+  whole, command, environment, tmp_path
+):
+  run = tmp_path / 'run'
+  with two_processes(command(run), environment) as processes:
+    wait_for(run, 1010)
+    processes[1].send_signal(signal.SIGTERM)
+    ends(processes, 75)
+  step = checkpoints.read(run).step
+  assert 1010 <= step < 1000 + STEPS
+  with two_processes(command(run), environment) as processes:
+    ends(processes, 0)
+  same_to_the_bit(run, whole)
+
+
+def test_supervisors_bring_back_a_run_one_of_whose_processes_died(
+  whole, command, environment, tmp_path
+):
+  run = tmp_path / 'run'
+
+  def supervised(index):
+    script = [sys.executable, 'scripts/supervise.py', '--wait=1']
+    keep_pid = f'echo $$ > {tmp_path}/pid{index}; exec "$@"'
+    return [*script, 'sh', '-c', keep_pid, 'sh']
+
+  with two_processes(command(run), environment, supervised) as processes:
+    wait_for(run, 1010)
+    os.kill(int((tmp_path / 'pid1').read_text()), signal.SIGKILL)
+    ends(processes, 0)
+  same_to_the_bit(run, whole)
+
+
+def test_surgery_holds_its_own_shards_alone(environment, tmp_path):
+  """Each process half of the experts, and of the dense model a leaf."""
+  dense = own_shards.model(E=None)
+  state = initialize.from_scratch(dense, optim.adafactor(0.1), 0)
+  path = str(checkpoints.t5x.write(tmp_path, state.params, 1000))
+  module, address = ['-m', 'tests.own_shards'], free_address()
+  processes = [
+    subprocess.Popen(
+      [sys.executable, *module, path, address, str(i)],
+      env=environment(1),
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  for process in processes:
+    output, _ = process.communicate(timeout=300)
+    found = json.loads(output[output.index('{') :])
+    assert found['own'] > 4e8
+    assert found['grown'] <= 1.3 * found['own'] + found['leaf'], found
