@@ -28,16 +28,24 @@ def main() -> None:
       '',
     ),
   )
+  import jax
   from rich import console, progress, table
 
-  from upcycle import checkpoints, evaluate_checkpoint, results, train
+  from upcycle import (
+    checkpoints,
+    evaluate_checkpoint,
+    partition,
+    results,
+    train,
+  )
 
   def bound(name, *default):
     return gin_flags.bound(train.train, name, *default)
 
   checkpoint = args.checkpoint or bound('model_dir')
   output = args.output or _in_run(bound('model_dir'), args.checkpoint)
-  source = checkpoints.read(checkpoint)
+  source, model = checkpoints.read(checkpoint), bound('model')
+  mesh = bound('make_mesh', partition.make_mesh)(model.num_experts())
   screen = console.Console()
   shown = table.Table('evaluation', 'metric', 'value', title=str(checkpoint))
   columns = (
@@ -45,11 +53,14 @@ def main() -> None:
     '{task.description}',
     progress.TimeElapsedColumn(),
   )
-  with progress.Progress(*columns, console=screen, transient=True) as bar:
+  with (
+    jax.set_mesh(mesh),
+    progress.Progress(*columns, console=screen, transient=True) as bar,
+  ):
     task = bar.add_task('')
     for name, values in evaluate_checkpoint.evaluate_checkpoint(
       source,
-      bound('model'),
+      model,
       bound('loss'),
       eval_data=bound('eval_data', None),
       eval_batches=bound('eval_batches', None),

@@ -6,6 +6,7 @@ The way of data:
   surgery      its parameters become those of a sparse model (expert_init)
   models       T5 and ViT, whose MoE layers route tokens to experts and back
                (routing: logits to slots; dispatch: tokens to slots; experts)
+  partition    all of this spread over devices (exchange: tokens meet experts)
   data         batches of text or images
   train        the run (initialize, optim, losses, evaluate, fewshot)
   results      metrics, progress, figures

@@ -237,3 +237,8 @@ def test_groups_and_experts_that_cannot_be_shared():
   module = layer(EXCHANGES['hierarchical'], routing.expert_choice)
   with pytest.raises(ValueError, match='2 nodes do not divide'):
     values(module, (8, 1, 1))
+
+
+def test_dropless_is_refused():
+  with pytest.raises(ValueError, match='several devices cannot share them'):
+    values(layer(exchange.flat, routing.dropless), (8, 1, 1))

@@ -150,6 +150,11 @@ class MoeLayer(nn.Module):
       )
       stacked(expert, jnp.zeros((E, 1, x.shape[-1]), x.dtype))
     if isinstance(routed, routing.Ragged):
+      if partition.size(*partition.TOKENS) > 1:
+        raise ValueError(
+          'routing.dropless routes all tokens together, so several devices '
+          'cannot share them: use routing.top_k there.'
+        )
       apply, rows = ragged.apply, None
       places = routed.token, routed.row_weight, routed.sizes
     else:
