@@ -18,7 +18,7 @@ NOT_OURS = {'data', 'runs', 'build', 'dist'}
 # A part is a module or a subpackage; within a subpackage all is allowed.
 IMPORTS = {
   'trees': set(),
-  'routing': set(),
+  'routing': {'partition'},
   'dispatch': set(),
   'expert_init': set(),
   'losses': set(),
@@ -73,6 +73,7 @@ IMPORTS = {
     'trees',
   },
   'train_step': {'initialize', 'losses', 'partition'},
+  'plan': {'data', 'initialize', 'losses', 'partition', 'train_step'},
   # All but models: gin hands `model` and `init_from` to it.
   'train': {
     'checkpoints',

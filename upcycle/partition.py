@@ -138,6 +138,24 @@ def spread(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P(TOKENS))
 
 
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """`lax.top_k`, each device's own rows on that device.
+
+  XLA gathers all rows for it on CPUs, and on GPUs if there is a model axis.
+  """
+  if size(*TOKENS) == 1 or x.shape[0] % size(*TOKENS):
+    return tuple(lax.top_k(x, k))
+  sharded = jax.shard_map(
+    lambda x: tuple(lax.top_k(x, k)),
+    in_specs=P(TOKENS),
+    out_specs=P(TOKENS),
+    axis_names=set(TOKENS),
+    check_vma=False,
+  )
+  # The model axis is the compiler's, which a call outside of jit has not.
+  return jax.jit(sharded)(x)
+
+
 def whole(x: jax.Array) -> jax.Array:
   """The same x, all of it on every device."""
   return x if size(*AXES) == 1 else lax.with_sharding_constraint(x, P())

@@ -136,11 +136,7 @@ def test_two_all_to_alls_forward_and_four_with_backward(router, shape):
     program, _ = compiled(module, mesh, backward)
     found = meshes.collectives(program.as_text())
     assert len(found['all-to-all']) == count
-    # XLA's top-k on CPUs gathers the router's scores or choices, nothing else
-    # is gathered: tokens and kernels are larger.
-    tokens = B * (L + 1)
-    for line in found['all-gather'] + found['reduce-scatter']:
-      assert meshes.largest(line) <= tokens * E < min(tokens * M, E * M * F)
+    assert not found['all-gather'] + found['reduce-scatter']
 
 
 def test_without_an_expert_axis_nothing_travels():

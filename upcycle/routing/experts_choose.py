@@ -2,10 +2,10 @@
 """Experts choose tokens."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from upcycle import partition
 from upcycle.routing.base import Routing, add_noise
 from upcycle.routing.losses import z_loss
 from upcycle.routing.weights import renormalized, summary
@@ -52,7 +52,8 @@ def expert_choice(
   probs = jax.nn.softmax(add_noise(logits, noise_std, key)[0])
   scores = jnp.where(mask[..., None], probs, -1.0)
   # The last axis is the one that XLA's top-k is fast on.
-  score, token = lax.top_k(jnp.swapaxes(scores, 1, 2), min(capacity, S))
+  scores = jnp.swapaxes(scores, 1, 2)
+  score, token = partition.top_k(scores, min(capacity, S))
   token = jnp.where(score >= 0, token, S)
   weight = jnp.maximum(score, 0)
   if renormalize:

@@ -2,10 +2,10 @@
 """Tokens choose experts."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from upcycle import partition
 from upcycle.routing import losses
 from upcycle.routing.base import Ragged, Routing, add_noise
 from upcycle.routing.weights import (
@@ -160,7 +160,7 @@ def _choose(
   logits = logits.astype(jnp.float32)
   noisy, std = add_noise(logits, noise_std, key)
   probs = jax.nn.softmax(noisy)
-  gates, experts = lax.top_k(probs, k)
+  gates, experts = partition.top_k(probs, k)
   experts = jnp.where(mask[..., None], experts, E)
   return (
     probs,
