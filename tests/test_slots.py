@@ -105,7 +105,7 @@ def test_a_saved_state_has_the_same_view(tx, kinds, tmp_path):
   state = used(tx)
   with run_state.manager(tmp_path) as saved:
     tree = {'params': PARAMS, 'opt_state': state}
-    run_state.save(saved, 3, tree, [], {})
+    run_state.save(saved, 3, tree, {}, {})
   found = checkpoints.read(tmp_path)
   assert all(
     isinstance(x, trees.LazyArray)
@@ -201,7 +201,7 @@ def dense_run(tmp_path_factory):
   )
   state = slots.replace(state, view | {'count': jnp.int32(20)})
   with run_state.manager(folder) as saved:
-    run_state.save(saved, 900, {'params': params, 'opt_state': state}, [], {})
+    run_state.save(saved, 900, {'params': params, 'opt_state': state}, {}, {})
   return folder, view
 
 
@@ -253,7 +253,7 @@ def test_a_source_without_moments_is_refused(dense_run, tmp_path):
   params = checkpoints.read(dense_run[0]).params
   with run_state.manager(tmp_path) as saved:
     params = jax.tree.map(np.asarray, params)
-    run_state.save(saved, 5, {'params': params, 'opt_state': {}}, [], {})
+    run_state.save(saved, 5, {'params': params, 'opt_state': {}}, {}, {})
   with pytest.raises(
     ValueError, match=r'its slots are none, the opt.* count, m'
   ):

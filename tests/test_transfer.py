@@ -58,7 +58,7 @@ def source(tmp_path_factory):
   view = jax.tree.map(draw, slots.get(state)) | {'count': jnp.int32(40)}
   tree = {'params': params, 'opt_state': slots.replace(state, view)}
   with run_state.manager(folder) as saved:
-    run_state.save(saved, 40, tree, [], {})
+    run_state.save(saved, 40, tree, {}, {})
   return checkpoints.read(folder)
 
 

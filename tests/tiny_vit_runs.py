@@ -74,7 +74,7 @@ def save(folder, config: vit.ViTConfig) -> str:
   opt_state = jax.jit(optim.adamw(0.1).init)(params)
   state = initialize.TrainState(np.int32(1000), params, opt_state)
   with run_state.manager(folder) as saved:
-    run_state.save(saved, 1000, state, [], {})
+    run_state.save(saved, 1000, state, {}, {})
   return str(folder)
 
 

@@ -82,7 +82,7 @@ def convert(
   else:
     state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
     with run_state.manager(output, keep=None) as saved:
-      run_state.save(saved, source.step, state, [], {'model': facts})
+      run_state.save(saved, source.step, state, {}, {'model': facts})
   results.write_text(receipt_file, json.dumps(written, indent=2))
   return written
 

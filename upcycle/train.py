@@ -172,8 +172,7 @@ def train(
         if evaluation:
           evaluate_now(last)
         if checkpoint:
-          data = partition.from_processes(batches.get_state())
-          run_state.save(saved, step, state, data, dict(run))
+          run_state.save(saved, step, state, batches.get_state(), dict(run))
         if stop and not last:
           raise preemption.Preempted(step)
   return state

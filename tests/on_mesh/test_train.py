@@ -206,7 +206,7 @@ def test_checkpoints_go_from_any_mesh_to_any_other(tmp_path):
     folder = tmp_path / str(shape)
     with on(shape) as init, run_state.manager(folder) as saved:
       state = init()
-      run_state.save(saved, 1, state, [{}], {})
+      run_state.save(saved, 1, state, {}, {})
     for other in meshes.SHAPES:
       with on(other) as init:
         want = jax.eval_shape(init)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -40,7 +41,7 @@ def manager(model_dir: str | Path, keep: int | None = 2) -> Any:
 
 
 def save(
-  checkpoints: Any, step: int, state: Any, data: list[dict], run: dict
+  checkpoints: Any, step: int, state: Any, data: dict, run: dict
 ) -> None:
   """Saves in the background; a checkpoint appears once it is whole.
 
@@ -48,14 +49,14 @@ def save(
     checkpoints: of `manager`.
     step: of the state.
     state: of which each process writes what it holds.
-    data: the states of all processes' input iterators.
+    data: the state of this process's input iterator.
     run: facts of the run.
   """
   saved = checkpoints.save(
     step,
     args=ocp.args.Composite(
       state=ocp.args.StandardSave(state),
-      data=ocp.args.JsonSave({'processes': data}),
+      data=ocp.args.JsonSave({'processes': _from_processes(data)}),
       run=ocp.args.JsonSave(run),
     ),
   )
@@ -63,6 +64,19 @@ def save(
     raise ValueError(
       f'{checkpoints.directory} was not given step {step}: it has a newer one.'
     )
+
+
+def _from_processes(value: Any) -> list[Any]:
+  """What each process has, by its number; anything that JSON can say."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(len(text)))
+  padded = np.pad(text, (0, lengths.max() - len(text)))
+  texts = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(bytes(text[:n])) for text, n in zip(texts, lengths, strict=True)
+  ]
 
 
 def latest_step(model_dir: str | Path) -> int | None:
