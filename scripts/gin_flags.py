@@ -20,6 +20,9 @@ ERRORS = (
   ValueError,
 )
 ROOT = Path(__file__).resolve().parent.parent
+# Of the runtime's errors: what would be the same when tried again.
+_LASTING = 'RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED'
+_JOBS: list[str] = []  # that this process has joined: at most one
 _EXPLICIT = 'or ADDRESS:PORT,PROCESSES,INDEX[,SECONDS]'
 # The flag of scripts that run on several hosts, and what its value does.
 DISTRIBUTED = (
@@ -129,6 +132,7 @@ def join(processes: str) -> None:
     return
   import jax
 
+  _JOBS.append(processes)
   if processes == 'auto':
     jax.distributed.initialize()
     return
@@ -154,15 +158,22 @@ def run(main) -> None:
       raise
     hint = '(UPCYCLE_TRACEBACK=1 shows where it was raised.)'
     text = f'{type(e).__name__}: {e}\n{hint}'
-    if not _is_of_the_job(e):
+    if not _passes(e):
       sys.exit(text)
     print(text, file=sys.stderr, flush=True)
     # At once: JAX's own exit would wait for the processes that are gone.
     os._exit(os.EX_TEMPFAIL)
+  except SystemExit as stop:
+    if stop.code == os.EX_TEMPFAIL:
+      print(stop, file=sys.stderr)
+    raise
 
 
-def _is_of_the_job(error: Exception) -> bool:
-  """Whether the runtime failed in a job of several processes, or to join it."""
+def _passes(error: Exception) -> bool:
+  """Whether the runtime failed for want of another process of the job."""
   jax = sys.modules.get('jax')
-  joined = any(a.startswith('--distributed=') for a in sys.argv)
-  return joined and jax and isinstance(error, jax.errors.JaxRuntimeError)
+  return (
+    bool(_JOBS)
+    and isinstance(error, jax.errors.JaxRuntimeError)
+    and not str(error).startswith(_LASTING)
+  )

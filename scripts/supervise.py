@@ -16,33 +16,45 @@ import subprocess
 import sys
 import time
 
+SOON = 600  # seconds: whoever ends as soon again and again will always
+
 
 def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--restarts', type=int, default=1000, help='at most')
+  parser.add_argument(
+    '--restarts',
+    type=int,
+    default=10,
+    help='at most, of runs that end within ten minutes',
+  )
   parser.add_argument('--wait', type=float, default=10, help='seconds between')
   parser.add_argument('command', nargs=argparse.REMAINDER)
   args = parser.parse_args()
   if not args.command:
     parser.error('which command?')
-  asked = []
-  for restart in range(args.restarts + 1):
-    child = subprocess.Popen(args.command)
+  asked, children = [], []
 
-    def pass_on(number, _, child=child):
-      asked.append(number)
-      child.send_signal(number)
+  def pass_on(number, _):
+    asked.append(number)
+    if children:
+      children[-1].send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    code = child.wait()
+  signal.signal(signal.SIGTERM, pass_on)
+  code, early = os.EX_TEMPFAIL, 0
+  while not asked:
+    began = time.monotonic()
+    children.append(subprocess.Popen(args.command))
+    if asked:  # while it was being started
+      children[-1].send_signal(asked[0])
+    code = children[-1].wait()
+    early = early + 1 if time.monotonic() - began < SOON else 0
     passes = code == os.EX_TEMPFAIL or code < 0
-    if asked or not passes or restart == args.restarts:
+    if asked or not passes or early > args.restarts:
       break
     print(
-      f'Ended with {code}; restart {restart + 1} of {args.restarts} in '
-      f'{args.wait:g} s.',
+      f'Ended with {code}; started again in {args.wait:g} s.',
       file=sys.stderr,
       flush=True,
     )

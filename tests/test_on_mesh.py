@@ -25,5 +25,6 @@ def test_with_eight_devices(file):
     capture_output=True,
     text=True,
     check=False,
+    timeout=1000,  # a collective that waits for ever
   )
   assert done.returncode == 0, done.stdout + done.stderr

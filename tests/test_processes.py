@@ -157,8 +157,10 @@ def test_sigterm_to_one_stops_both_with_a_checkpoint(
     wait_for(run, 1010)
     processes[1].send_signal(signal.SIGTERM)
     ends(processes, 75)
+  # Saved where it stopped, which is not where it would have saved anyway.
   step = checkpoints.read(run).step
   assert 1010 <= step < 1000 + STEPS
+  assert step == max(row['step'] for row in logged(run))
   with two_processes(command(run), environment) as processes:
     ends(processes, 0)
   same_to_the_bit(run, whole)
@@ -201,4 +203,4 @@ def test_surgery_holds_its_own_shards_alone(environment, tmp_path):
     output, _ = process.communicate(timeout=300)
     found = json.loads(output[output.index('{') :])
     assert found['own'] > 4e8
-    assert found['grown'] <= 1.3 * found['own'] + found['leaf'], found
+    assert found['grown'] <= 1.15 * found['own'] + found['leaf'], found

@@ -370,3 +370,28 @@ def test_import_is_light():
   out = subprocess.check_output([sys.executable, '-c', code], text=True)
   loaded = {name.split('.')[0] for name in out.split()}
   assert not loaded & {'matplotlib', 'rich', 'tensorboardX', 'jax', 'PIL'}
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    'train.num_steps = 9',
+    'train.make_mesh = @partition.make_mesh',
+    'partition.make_mesh.model = 2',
+    'make_mesh.model = 2',
+    'moe.MoeConfig.exchange = @exchange.pipelined',
+    'encoder/moe.MoeConfig.exchange = @exchange.pipelined',
+    'exchange.pipelined.chunks = 4',
+    "MODEL_DIR = 'b'",
+  ],
+)
+def test_what_a_resumed_run_may_change(line, tmp_path):
+  (tmp_path / results.CONFIG).write_text('seed = 0\n')
+  results.check_folder(tmp_path, f'seed = 0\n{line}\n')
+  with pytest.raises(ValueError, match='other settings'):
+    results.check_folder(tmp_path, f'seed = 0\nmoe.{line}x = 1\nseed = 1\n')
+
+
+def test_a_folder_with_a_half_written_file_alone_is_empty(tmp_path):
+  (tmp_path / f'.{results.CONFIG}.new').write_text('seed')
+  results.check_folder(tmp_path, 'seed = 0\n')

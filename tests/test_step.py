@@ -29,7 +29,7 @@ def compiled(microbatches=1):
   step = train_step.make_train_step(
     model, losses.classification, optimizer, microbatches=microbatches
   )
-  step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  step = train_step.compile_step(step, state, batch)
   return state, step.memory_analysis()
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expert initialisations: from one dense MLP parameter to E experts' ones.
 
-An initialisation is called as init(key, name, dense, num_experts). All
+An initialisation is called as init(key, name, dense, num_experts), under jit
+where devices share what it makes: it is hashable, and uses jax.numpy. All
 parameters of a layer get the layer's key, so that they can draw alike; `name`
 is the parameter's path within the MLP ('wi_0/kernel', 'wo/kernel').
 """

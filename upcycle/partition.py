@@ -82,7 +82,8 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else list(devices)
   n, experts = len(devices), math.gcd(*num_experts) or 1
-  slices = len({getattr(d, 'slice_index', 0) or 0 for d in devices})
+  # Of a TPU pod. JAX calls every host of GPUs a slice, which it need not be.
+  slices = len({d.slice_index for d in devices if d.platform == 'tpu'}) or 1
   if expert is None:
     room = n // (model * (data or slices))
     expert = room if data and not num_experts else math.gcd(room, experts)
@@ -109,9 +110,10 @@ def make_mesh(
     grid = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )
-  if _crosses_processes(grid) and slices == 1:
+  if _crosses_processes(grid):
     # The fastest links matter less than that rows of a batch have one reader.
-    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    order = lambda d: (getattr(d, 'slice_index', 0), d.process_index, d.id)  # noqa: E731
+    devices = sorted(devices, key=order)
     grid = np.array(devices).reshape(shape)
   if _crosses_processes(grid):
     raise ValueError(
@@ -281,7 +283,7 @@ def put_batch(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
   if any(n % shards for n in rows):
     raise ValueError(
       f'{shards} devices cannot share {sorted(rows)} rows of a batch evenly: '
-      'take a multiple as batch size.'
+      'take a multiple as batch size, or fewer devices.'
     )
   return {
     name: jax.make_array_from_process_local_data(sharding, np.asarray(x))

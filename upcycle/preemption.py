@@ -3,6 +3,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -24,21 +25,31 @@ class Preempted(SystemExit):
 
 
 class Watch:
-  """Tells a run when to stop; a context manager, used by the main thread.
+  """Tells a run when to stop; a context manager.
 
   With several processes all of them stop at the same step: JAX's coordination
   service, which has a handler of its own, agrees on one.
+
+  Args:
+    step: that the run starts after.
   """
 
+  def __init__(self, step: int):
+    self._step, self._asked, self._before = step, False, None
+
   def __enter__(self) -> 'Watch':
-    self._asked = False
     self._alone = jax.process_count() == 1
-    if self._alone:
+    if not self._alone:
+      # The service agrees on the number after the last one it was asked about:
+      # on 1 if it was told to stop before, from now on on a step's.
+      reached = multihost_utils.reached_preemption_sync_point
+      self._asked = any([reached(1), reached(self._step)])
+    elif threading.current_thread() is threading.main_thread():
       self._before = signal.signal(signal.SIGTERM, self._ask)
     return self
 
   def __exit__(self, *_) -> None:
-    if self._alone:
+    if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)
 
   def _ask(self, signum: int, frame: FrameType | None) -> None:
@@ -46,6 +57,6 @@ class Watch:
 
   def stop(self, step: int) -> bool:
     """Whether to save and stop after this step; all processes ask at each."""
-    if self._alone:
+    if self._alone or self._asked:
       return self._asked
     return multihost_utils.reached_preemption_sync_point(step)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: from a dense checkpoint, from our own, or from nothing."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import functools
 import itertools
 import json
@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import optax
 
@@ -117,29 +118,28 @@ def train(
       model, loss, optimizer, microbatches=microbatches, seed=seed
     )
     step_fn = train_step.compile_step(step_fn, state, batch)
-    eval_step = evaluate.make_eval_step(model, loss)
+    measure = _evaluation(model, loss, eval_data, eval_batches, evaluations)
     unit, amount = losses.count(batch)
     # By now all that is configured has been called, and is in the config.
     _write_down(folder, config(), receipt)
     first = jax.process_index() == 0
     with (
+      preemption.Watch(step) as watch,
       run_state.manager(folder, keep_checkpoints) as saved,
       results.Writer(folder, resume_step=resume, enabled=first) as writer,
       results.Progress(run['start'], end, enabled=first) as progress,
-      preemption.Watch() as watch,
     ):
 
       def evaluate_now(end: bool = True):
-        if eval_data is not None:
-          values = evaluate.evaluate(
-            eval_step, state.params, itertools.islice(eval_data, eval_batches)
-          )
-          writer.write(step, 'eval', values | {'seconds': run['seconds']})
-          progress.update(step, eval_loss=values['loss'])
-        if end or (evaluations_every and step % evaluations_every == 0):
-          for name, evaluation in (evaluations or {}).items():
-            values = evaluation(model, state.params)
-            writer.write(step, name, values | {'seconds': run['seconds']})
+        every = end or (evaluations_every and step % evaluations_every == 0)
+        for name, values in measure(state.params, every):
+          writer.write(step, name, values | {'seconds': run['seconds']})
+          if name == 'eval':
+            progress.update(step, eval_loss=values['loss'])
+
+      def save_now():
+        writer.sync()
+        run_state.save(saved, step, state, batches.get_state(), dict(run))
 
       if resume < 0:
         evaluate_now()
@@ -149,8 +149,7 @@ def train(
         state, metrics = step_fn(state, partition.put_batch(next(batches)))
         step += 1
         # One step behind, so that the devices are never idle.
-        if previous is not None:
-          _check_finite(previous, step - 1, saved)
+        _check_finite(previous, step - 1, saved)
         # A gradient can overflow where the loss does not.
         previous = metrics['total'] + metrics['gradient_norm']
         last, stop = step == end, watch.stop(step)
@@ -164,23 +163,47 @@ def train(
           steps, seconds = step - since[0], run['seconds'] - since[1]
           since = step, run['seconds']
           rate = {f'{unit}_per_second': amount * steps / seconds}
-          values = jax.device_get(metrics | metrics.pop('layers'))
-          values |= rate | {'seconds': run['seconds']}
+          values = jax.device_get(metrics | metrics.pop('layers')) | rate
+          values['seconds'] = run['seconds']
           writer.write(step, 'train', values)
           progress.update(step, loss=values['loss'], **rate)
         progress.update(step)
+        if stop:  # first, for there may be seconds left
+          save_now()
         if evaluation:
           evaluate_now(last)
-        if checkpoint:
-          run_state.save(saved, step, state, batches.get_state(), dict(run))
+        if checkpoint and not stop:
+          save_now()
         if stop and not last:
           raise preemption.Preempted(step)
   return state
 
 
+def _evaluation(
+  model: Any,
+  loss: Callable[..., losses.Sums],
+  data: Iterable[Any] | None,
+  batches: int | None,
+  others: Mapping[str, Callable[..., dict[str, float]]] | None,
+) -> Callable[[Any, bool], Iterator[tuple[str, dict[str, float]]]]:
+  """From parameters to what is evaluated by name, the others if asked to."""
+  step = evaluate.make_eval_step(model, loss)
+
+  def measure(params, every):
+    if data is not None:
+      first = itertools.islice(data, batches)
+      yield 'eval', evaluate.evaluate(step, params, first)
+    for name, evaluation in (others or {}).items() if every else ():
+      yield name, evaluation(model, params)
+
+  return measure
+
+
 def _write_down(folder: Path, text: str, receipt: dict | None) -> None:
   """The run's config, and the receipt of what it starts from."""
   results.check_folder(folder, text)
+  if jax.process_count() > 1:  # nobody looks while the first one writes
+    multihost_utils.sync_global_devices('config')
   if jax.process_index() == 0:
     results.write_text(folder / results.CONFIG, text)
     if receipt is not None:
@@ -202,14 +225,19 @@ def _check_numbers(
     raise ValueError(
       f'evaluations_every {further} is no multiple of eval_every {evaluate}.'
     )
-  rows = jax.tree.leaves(batch)[0].shape[0]
-  if rows % parts:
-    raise ValueError(f'{parts} microbatches do not divide {rows} rows.')
+  rows, devices = (
+    len(jax.tree.leaves(batch)[0]),
+    partition.size('data', 'expert'),
+  )
+  if rows % (parts * devices):
+    raise ValueError(
+      f'{parts} microbatches on {devices} devices do not divide {rows} rows.'
+    )
 
 
-def _check_finite(value: jax.Array, step: int, saved: Any) -> None:
+def _check_finite(value: jax.Array | None, step: int, saved: Any) -> None:
   """Waits for a step's number, and stops the run if it is not finite."""
-  if not np.isfinite(value):
+  if value is not None and not np.isfinite(value):
     raise FloatingPointError(
       f'The loss or gradient of step {step} is not finite: stopped. The newest '
       f'checkpoint is of step {saved.latest_step()}; try a smaller learning '

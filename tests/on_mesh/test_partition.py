@@ -60,16 +60,25 @@ class Device:
   slice_index: int = 0
   platform: str = 'gpu'
   device_kind: str = 'none'
+  core_on_chip: int = 0
+  coords: tuple[int, ...] = ()
 
 
 def test_slices_share_the_data_axis():
-  devices = [Device(i, slice_index=i // 4) for i in range(8)]
+  devices = [
+    Device(i, i // 4, i // 4, 'tpu', coords=(i % 2, i // 2 % 2, 0))
+    for i in range(8)
+  ]
   mesh = partition.make_mesh((32,), devices=devices)
   assert tuple(mesh.shape.values()) == (2, 4, 1)
   for row in range(2):
     assert {d.slice_index for d in mesh.devices[row].flat} == {row}
   with pytest.raises(ValueError, match='2 slices do not divide'):
     partition.make_mesh((32,), data=1, devices=devices)
+  # Hosts of GPUs are slices to JAX: experts may go over all of them.
+  devices = [Device(i, i // 4, i // 4) for i in range(8)]
+  mesh = partition.make_mesh((32,), devices=devices)
+  assert tuple(mesh.shape.values()) == (1, 8, 1)
 
 
 def test_a_model_axis_stays_in_a_process():

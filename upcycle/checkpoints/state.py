@@ -80,9 +80,17 @@ def _from_processes(value: Any) -> list[Any]:
 
 
 def latest_step(model_dir: str | Path) -> int | None:
-  """The newest step saved in a run's folder, if any; writes nothing."""
+  """The newest step saved in a run's folder, if any; writes nothing.
+
+  Several processes go by what the first one sees: another may see it later.
+  """
   folder = Path(model_dir).absolute() / FOLDER
-  return max(ocp.utils.checkpoint_steps(folder), default=None)
+  step = max(ocp.utils.checkpoint_steps(folder), default=None)
+  if jax.process_count() == 1:
+    return step
+  seen = np.int32(-1 if step is None else step)
+  step = int(multihost_utils.broadcast_one_to_all(seen))
+  return None if step < 0 else step
 
 
 def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
@@ -97,7 +105,7 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
       or was saved by another number of processes.
   """
   with manager(model_dir, keep=None) as checkpoints:
-    step = checkpoints.latest_step()
+    step = latest_step(model_dir)
     saved = _saved_tree(_folder(model_dir, step))
     what = f'{model_dir}, checkpoint of step {step}'
     trees.check(slots.by_path(abstract), slots.by_path(saved), what)
@@ -108,7 +116,7 @@ def restore(model_dir: str | Path, abstract: Any) -> tuple[Any, dict, dict]:
     )
     with _whole(_folder(model_dir, step)):
       items = checkpoints.restore(step, args=args)
-  data = items.data['processes']
+  data = items.data.get('processes', [items.data])  # 0.1.0 had one process
   if len(data) != jax.process_count():
     raise ValueError(
       f'{what}, is of {len(data)} processes and cannot be gone on with by '
@@ -178,6 +186,8 @@ def _whole(folder: Path) -> Iterator[None]:
   """Says of what Orbax cannot read that it is damaged, and what to do."""
   try:
     yield
+  except (jax.errors.JaxRuntimeError, MemoryError):
+    raise  # too large for these devices, or another process is gone
   except Exception as error:  # Orbax raises all kinds of errors.
     raise ValueError(
       f'The checkpoint {folder.parent} is damaged '

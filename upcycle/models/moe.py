@@ -98,8 +98,7 @@ class MoeLayer(nn.Module):
     B, L, M = x.shape
     shards = partition.size(*partition.TOKENS)
     G, S = group_shape(B, L, self.config, shards)
-    parts = math.lcm(shards, self.config.group_multiple)
-    parts = parts if B % parts == 0 else 1
+    parts = math.gcd(B, math.lcm(shards, self.config.group_multiple))
     mask = None if not self.config.ignore_padding else mask
     x, mask = _group(x, mask, parts, G, S)
     logits = RouterWeights(

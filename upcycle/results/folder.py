@@ -5,9 +5,11 @@ from pathlib import Path
 import re
 
 CONFIG = 'config.gin'
-# Settings that a resumed run may change: how long and how often.
+# Settings that a resumed run may change: how long, how often, on what.
 MAY_CHANGE = (
-  r'(train\.)?train\.(num_steps|keep_checkpoints|\w+_every)\b|MODEL_DIR'
+  r'(train\.)?train\.(num_steps|keep_checkpoints|make_mesh|\w+_every)\b'
+  r'|(partition\.)?make_mesh\.|.*\bMoeConfig\.exchange\b|(\w+\.)*(pipelined'
+  r'|hierarchical|flat)\.|MODEL_DIR'
 )
 
 
@@ -17,7 +19,8 @@ def check_folder(folder: Path, text: str) -> None:
     raise ValueError(f'MODEL_DIR is a local folder, not {folder}.')
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'MODEL_DIR {folder} is a file.')
-  if not folder.exists() or not any(folder.iterdir()):
+  # What begins with a dot was being written when a run was killed.
+  if not folder.exists() or all(p.name[0] == '.' for p in folder.iterdir()):
     return
   if not (folder / CONFIG).exists():
     raise ValueError(

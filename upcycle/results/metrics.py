@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 import json
 import os
 from pathlib import Path
-import time
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,6 @@ class Writer:
         purge += 1
         _drop_from(self._folder / FILE, purge)
       self._file = (self._folder / FILE).open('a')
-      self._synced = time.monotonic()
       self._board = tensorboardX.SummaryWriter(
         str(self._folder), purge_step=purge
       )
@@ -60,8 +58,14 @@ class Writer:
 
   def __exit__(self, *_) -> None:
     if self._enabled:
+      self.sync()
       self._file.close()
       self._board.close()
+
+  def sync(self) -> None:
+    """Has all lines on the disk, or in the bucket, before a checkpoint is."""
+    if self._enabled:
+      os.fsync(self._file.fileno())
 
   def write(self, step: int, split: str, values: Row) -> None:
     """Appends a line, and TensorBoard's `split/name` for every value.
@@ -75,11 +79,6 @@ class Writer:
     line = json.dumps({'step': step, 'split': split, **row}, allow_nan=False)
     self._file.write(line + '\n')
     self._file.flush()
-    # A bucket mounted as a folder gets what is synced; seconds apart, since a
-    # small model takes no longer for a step than a disk for this.
-    if time.monotonic() > self._synced + 10:
-      os.fsync(self._file.fileno())
-      self._synced = time.monotonic()
     arrays: dict[str, list] = {}
     for name, value in row.items():
       if isinstance(value, list):
