@@ -79,6 +79,12 @@ def from_scratch(
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
+def on_mesh(start: Callable[[], TrainState]) -> Callable[[], TrainState]:
+  """The same under jit, each device making its part of the state."""
+  places = partition.shardings(jax.eval_shape(start))
+  return jax.jit(start, out_shardings=places)
+
+
 def init_params(model: Any, seed: int) -> Any:
   """The model's own initialisation; pure, for jit and eval_shape."""
   inputs = model.example_inputs()

@@ -95,12 +95,11 @@ def train(
     every = log_every, eval_every, evaluations_every, checkpoint_every
     _check_numbers(num_steps, microbatches, every, batch)
     start = functools.partial(initialize.from_scratch, model, optimizer, seed)
-    shardings = partition.shardings(jax.eval_shape(start))
-    start = jax.jit(start, out_shardings=shardings)
     receipt, run = None, None
     # (1) The newest own checkpoint.
     if run_state.latest_step(folder) is not None:
-      state, data, run = run_state.restore(folder, jax.eval_shape(start))
+      shapes = jax.eval_shape(initialize.on_mesh(start))
+      state, data, run = run_state.restore(folder, shapes)
       batches.set_state(data)
     # (2) A given checkpoint, upcycled where the model is sparse.
     elif init_from is not None:
@@ -109,7 +108,7 @@ def train(
       )
     # (3) Scratch.
     else:
-      state = start()
+      state = initialize.on_mesh(start)()
     step, resume = int(state.step), -1 if run is None else int(state.step)
     run = run or {'start': step, 'seconds': 0.0}
     run['model'] = compatibility.facts(model.config)

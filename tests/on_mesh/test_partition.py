@@ -156,8 +156,8 @@ def test_optimizer_state_lies_as_its_parameters(optimizer):
   }[optimizer]
   with jax.set_mesh(meshes.make((2, 2, 2), (8,))):
     start = lambda: initialize.from_scratch(sparse_t5(), tx, 0)  # noqa: E731
-    places = partition.shardings(jax.eval_shape(start))
-    state = jax.jit(start, out_shardings=places)()
+    state = initialize.on_mesh(start)()
+    places = partition.shardings(state)
   found = {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf.sharding.spec
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
