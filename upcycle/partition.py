@@ -83,7 +83,8 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   n, experts = len(devices), math.gcd(*num_experts) or 1
   # Of a TPU pod. JAX calls every host of GPUs a slice, which it need not be.
-  slices = len({d.slice_index for d in devices if d.platform == 'tpu'}) or 1
+  of = lambda d: getattr(d, 'slice_index', 0) if d.platform == 'tpu' else 0  # noqa: E731
+  slices = len({of(d) for d in devices})
   if expert is None:
     room = n // (model * (data or slices))
     expert = room if data and not num_experts else math.gcd(room, experts)
@@ -112,8 +113,7 @@ def make_mesh(
     )
   if _crosses_processes(grid):
     # The fastest links matter less than that rows of a batch have one reader.
-    order = lambda d: (getattr(d, 'slice_index', 0), d.process_index, d.id)  # noqa: E731
-    devices = sorted(devices, key=order)
+    devices = sorted(devices, key=lambda d: (of(d), d.process_index, d.id))
     grid = np.array(devices).reshape(shape)
   if _crosses_processes(grid):
     raise ValueError(
