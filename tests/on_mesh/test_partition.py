@@ -52,21 +52,28 @@ def test_meshes_that_cannot_be(experts, given, message):
 
 
 @dataclasses.dataclass(frozen=True)
-class Device:
+class Chip:
   """As much of a device as a mesh is made from."""
 
   id: int
   process_index: int = 0
-  slice_index: int = 0
   platform: str = 'gpu'
   device_kind: str = 'none'
   core_on_chip: int = 0
   coords: tuple[int, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Device(Chip):
+  """One that says which slice it is of."""
+
+  slice_index: int = 0
+
+
 def test_slices_share_the_data_axis():
+  place = lambda i: (i % 2, i // 2 % 2, 0)  # noqa: E731
   devices = [
-    Device(i, i // 4, i // 4, 'tpu', coords=(i % 2, i // 2 % 2, 0))
+    Device(i, i // 4, 'tpu', coords=place(i), slice_index=i // 4)
     for i in range(8)
   ]
   mesh = partition.make_mesh((32,), devices=devices)
@@ -75,8 +82,11 @@ def test_slices_share_the_data_axis():
     assert {d.slice_index for d in mesh.devices[row].flat} == {row}
   with pytest.raises(ValueError, match='2 slices do not divide'):
     partition.make_mesh((32,), data=1, devices=devices)
+  # Without more than one, chips need not know of slices.
+  chips = [Chip(i, 0, 'tpu', coords=(i % 2, i // 2, 0)) for i in range(8)]
+  assert partition.make_mesh((32,), devices=chips).shape['expert'] == 8
   # Hosts of GPUs are slices to JAX: experts may go over all of them.
-  devices = [Device(i, i // 4, i // 4) for i in range(8)]
+  devices = [Device(i, i // 4, slice_index=i // 4) for i in range(8)]
   mesh = partition.make_mesh((32,), devices=devices)
   assert tuple(mesh.shape.values()) == (1, 8, 1)
 
