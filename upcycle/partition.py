@@ -82,9 +82,7 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else list(devices)
   n, experts = len(devices), math.gcd(*num_experts) or 1
-  # Of a TPU pod. JAX calls every host of GPUs a slice, which it need not be.
-  of = lambda d: getattr(d, 'slice_index', 0) if d.platform == 'tpu' else 0  # noqa: E731
-  slices = len({of(d) for d in devices})
+  slices = len({_slice(d) for d in devices})
   if expert is None:
     room = n // (model * (data or slices))
     expert = room if data and not num_experts else math.gcd(room, experts)
@@ -100,27 +98,35 @@ def make_mesh(
     )
   if data % slices:
     raise ValueError(f'{slices} slices do not divide a data axis of {data}.')
+  grid = _grid(devices, shape, slices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: Any) -> int:
+  """Of a TPU pod. JAX calls every host of GPUs one, which it need not be."""
+  return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
+
+
+def _grid(
+  devices: Sequence[Any], shape: tuple[int, int, int], slices: int
+) -> np.ndarray:
+  """The devices in the order of the fastest links that rows allow."""
+  data, *inner = shape
+  make, lengths = mesh_utils.create_device_mesh, (shape,)
   if slices > 1:
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (data // slices, expert, model),
-      (slices, 1, 1),
-      devices,
-      allow_split_physical_axes=True,
-    )
-  else:
-    grid = mesh_utils.create_device_mesh(
-      shape, devices, allow_split_physical_axes=True
-    )
+    make = mesh_utils.create_hybrid_device_mesh
+    lengths = (data // slices, *inner), (slices, 1, 1)
+  grid = make(*lengths, devices, allow_split_physical_axes=True)
   if _crosses_processes(grid):
     # The fastest links matter less than that rows of a batch have one reader.
-    devices = sorted(devices, key=lambda d: (of(d), d.process_index, d.id))
-    grid = np.array(devices).reshape(shape)
+    order = lambda d: (_slice(d), d.process_index, d.id)  # noqa: E731
+    grid = np.array(sorted(devices, key=order)).reshape(shape)
   if _crosses_processes(grid):
     raise ValueError(
-      f'A model axis of {model} crosses processes, which read different rows '
-      'of a batch: make it at most the devices of one.'
+      f'A model axis of {inner[1]} crosses processes, which read different '
+      'rows of a batch: make it at most the devices of one.'
     )
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return grid
 
 
 def _crosses_processes(grid: np.ndarray) -> bool:
