@@ -67,7 +67,7 @@ def batches(
   if repeat:
     ds, size, mine = ds[index::count], rows, slice(None)
   else:  # every process reads all and keeps its rows: as many batches for all
-    size, mine = batch_size, slice(index * rows, (index + 1) * rows)
+    size, mine = batch_size, slice(index, None, count)
   stack = functools.partial(_stack, size, lengths, mine)
   batch = {'batch_size': size, 'batch_fn': stack, 'drop_remainder': repeat}
   # Numpy work takes one thread far less time than a training step takes.
