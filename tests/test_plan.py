@@ -198,7 +198,8 @@ def test_chips_are_what_their_makers_say():
 def devices(shape):
   """Stand-ins with coordinates, in order."""
   return [
-    types.SimpleNamespace(coords=at, slice_index=0) for at in np.ndindex(*shape)
+    types.SimpleNamespace(platform='cpu', coords=at, slice_index=0)
+    for at in np.ndindex(*shape)
   ]
 
 
