@@ -14,7 +14,6 @@ from tests.on_mesh import meshes
 from upcycle import exchange, experts, partition, routing
 from upcycle.models import mlp, moe
 
-
 E, M, F, B, L = 8, 16, 48, 8, 31
 EXCHANGES = {
   'flat': exchange.flat,
