@@ -54,15 +54,8 @@ def apply(
 
   tokens, mine = P(partition.TOKENS), P(AXIS)
   rows = P(AXIS, 'data') if keep is not None and keep.shape[1] > 1 else mine
-  sharded = jax.shard_map(
-    local,
-    in_specs=(mine, tokens, tokens, tokens, rows),
-    out_specs=tokens,
-    axis_names=set(partition.TOKENS),
-    check_vma=False,
-  )
-  # The model axis is the compiler's, which a call outside of jit has not.
-  return jax.jit(sharded)(mlp, x, token, weight, keep)
+  on_mesh = partition.local(local, (mine, tokens, tokens, tokens, rows))
+  return on_mesh(mlp, x, token, weight, keep)
 
 
 def _check(G: int, E: int) -> None:

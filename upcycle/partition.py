@@ -9,7 +9,7 @@ and vocabularies are split. Rows of a batch and groups of tokens are spread over
 What a parameter's axes are is a table on its path, and where they go another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 import re
 from typing import Any
@@ -152,22 +152,22 @@ def spread(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P(TOKENS))
 
 
-def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """`lax.top_k`, each device's own rows on that device.
+def local(function: Callable[..., Any], in_specs: Any) -> Callable[..., Any]:
+  """A function of what one device holds, as one of whole arrays.
 
-  XLA gathers all rows for it on CPUs, and on GPUs if there is a model axis.
+  Args:
+    function: its results are of a device's own tokens.
+    in_specs: how its arguments are split over `data` and `expert`.
   """
-  if size(*TOKENS) == 1 or x.shape[0] % size(*TOKENS):
-    return tuple(lax.top_k(x, k))
   sharded = jax.shard_map(
-    lambda x: tuple(lax.top_k(x, k)),
-    in_specs=P(TOKENS),
+    function,
+    in_specs=in_specs,
     out_specs=P(TOKENS),
     axis_names=set(TOKENS),
     check_vma=False,
   )
   # The model axis is the compiler's, which a call outside of jit has not.
-  return jax.jit(sharded)(x)
+  return jax.jit(sharded)
 
 
 def whole(x: jax.Array) -> jax.Array:

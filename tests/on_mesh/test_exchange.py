@@ -2,7 +2,6 @@
 """Whatever the mesh and the exchange, an MoE layer gives the same numbers."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from tests.conftest import compiled_once
 from tests.on_mesh import meshes
 from upcycle import exchange, experts, partition, routing
 from upcycle.models import mlp, moe
+from upcycle.plan import hlo
 
 E, M, F, B, L = 8, 16, 48, 8, 31
 EXCHANGES = {
@@ -157,7 +157,7 @@ def test_hierarchical_sends_fewer_and_larger_messages_between_nodes():
   def messages(module):
     program, _ = compiled(module, meshes.make((1, 8, 1)), backward=False)
     lines = meshes.collectives(program.as_text())['all-to-all']
-    return [_groups(line) for line in lines]
+    return [set(hlo.groups(line, 8)) for line in lines]
 
   flat = messages(layer(exchange.flat, routing.expert_choice))
   nested = messages(layer(EXCHANGES['hierarchical'], routing.expert_choice))
@@ -168,19 +168,6 @@ def test_hierarchical_sends_fewer_and_larger_messages_between_nodes():
   # A device's messages out of its node, and the share of its slots in each.
   assert [_between_nodes(g) for g in flat[:1]] == [(4, 1 / 8)]
   assert [_between_nodes(g) for g in nested[:2]] == [(0, 1 / 4), (1, 1 / 2)]
-
-
-def _groups(line):
-  listed = re.search(r'replica_groups=\{(\{[^=]*\})\}', line)
-  if listed:
-    found = re.findall(r'\{([\d,]+)\}', listed[1])
-    return {tuple(map(int, group.split(','))) for group in found}
-  rows, columns, order, axes = re.search(
-    r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
-  ).groups()
-  grid = np.arange(8).reshape([int(n) for n in order.split(',')])
-  grid = grid.transpose([int(n) for n in axes.split(',')]) if axes else grid
-  return {tuple(row) for row in grid.reshape(int(rows), int(columns)).tolist()}
 
 
 def _between_nodes(groups):

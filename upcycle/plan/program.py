@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step compiled for devices that are not there."""
 
+import functools
 import math
 import re
 import time
@@ -80,12 +81,8 @@ def state_shapes(
   model: Any, optimizer: optax.GradientTransformation
 ) -> initialize.TrainState:
   """Shapes of a training state, with shardings on the current mesh."""
-  shapes = jax.eval_shape(lambda: initialize.from_scratch(model, optimizer, 0))
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    partition.shardings(shapes),
-  )
+  start = functools.partial(initialize.from_scratch, model, optimizer, 0)
+  return jax.eval_shape(initialize.on_mesh(start))
 
 
 def size(tree: Any) -> Size:

@@ -5,8 +5,11 @@ import math
 from typing import NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from upcycle import partition
 
 ROUNDINGS = {'round': round, 'ceil': math.ceil}
 
@@ -127,6 +130,18 @@ def capacity(
     raise ValueError(f"rounding is 'round' or 'ceil', not {rounding!r}.")
   slots = max(ROUNDINGS[rounding](factor * S / E), minimum)
   return min(math.ceil(slots / multiple_of) * multiple_of, S)
+
+
+def best(x: Float[Array, 'G _ N'], k: int) -> tuple[Array, Array]:
+  """`lax.top_k` of the last axis, each device's own groups on that device.
+
+  XLA gathers all rows for it on CPUs, and on GPUs if there is a model axis.
+  """
+  shards = partition.size(*partition.TOKENS)
+  if shards == 1 or x.shape[0] % shards:
+    return tuple(lax.top_k(x, k))
+  split = jax.P(partition.TOKENS)
+  return partition.local(lambda x: tuple(lax.top_k(x, k)), split)(x)
 
 
 def add_noise(

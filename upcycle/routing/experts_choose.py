@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from upcycle import partition
-from upcycle.routing.base import Routing, add_noise
+from upcycle.routing.base import Routing, add_noise, best
 from upcycle.routing.losses import z_loss
 from upcycle.routing.weights import renormalized, summary
 
@@ -53,7 +52,7 @@ def expert_choice(
   scores = jnp.where(mask[..., None], probs, -1.0)
   # The last axis is the one that XLA's top-k is fast on.
   scores = jnp.swapaxes(scores, 1, 2)
-  score, token = partition.top_k(scores, min(capacity, S))
+  score, token = best(scores, min(capacity, S))
   token = jnp.where(score >= 0, token, S)
   weight = jnp.maximum(score, 0)
   if renormalize:

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from upcycle import partition
 from upcycle.routing import losses
-from upcycle.routing.base import Ragged, Routing, add_noise
+from upcycle.routing.base import Ragged, Routing, add_noise, best
 from upcycle.routing.weights import (
   gather_weights,
   renormalized,
@@ -160,7 +159,7 @@ def _choose(
   logits = logits.astype(jnp.float32)
   noisy, std = add_noise(logits, noise_std, key)
   probs = jax.nn.softmax(noisy)
-  gates, experts = partition.top_k(probs, k)
+  gates, experts = best(probs, k)
   experts = jnp.where(mask[..., None], experts, E)
   return (
     probs,
