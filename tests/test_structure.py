@@ -37,7 +37,7 @@ IMPORTS = {
   'models': {'routing', 'experts', 'exchange', 'partition', 'ragged'},
   'evaluate': {'losses', 'partition'},
   'fewshot': {'partition', 'ridge'},
-  'decode': {'losses'},
+  'decode': {'partition'},
   'distill': {'losses'},
   'receipt': {'checkpoints', 'evaluate', 'losses', 'surgery', 'trees'},
   'convert': {

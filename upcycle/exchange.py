@@ -48,7 +48,7 @@ def apply(
   _check(*token.shape[:2])
 
   def local(mlp, x, token, weight, keep):
-    run = functools.partial(experts.on_rows, activate)
+    run = functools.partial(on_rows, activate)
     y = exchange(run, mlp, dispatch.dispatch(x, token), keep)
     return dispatch.combine(y, token, weight, x.shape[1])
 
@@ -56,6 +56,36 @@ def apply(
   rows = P(AXIS, 'data') if keep is not None and keep.shape[1] > 1 else mine
   on_mesh = partition.local(local, (mine, tokens, tokens, tokens, rows))
   return on_mesh(mlp, x, token, weight, keep)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def on_rows(
+  activate: experts.Activate,
+  mlp: experts.Mlp,
+  rows: Float[Array, 'E N M'],
+  keep: Float[Array, 'E _ F'] | None = None,
+) -> Float[Array, 'E N M']:
+  """What `experts.apply` does between dispatch and combine, all at once."""
+  return _rows_forward(activate, mlp, rows, keep)[0]
+
+
+def _rows_forward(activate, mlp, rows, keep):
+  expert = functools.partial(experts._expert, activate, experts._at_once)
+  y, pre = jax.vmap(expert)(mlp, keep, rows)
+  return y, (mlp, rows, keep, pre)
+
+
+def _rows_backward(activate, saved, g):
+  mlp, rows, keep, pre = saved
+  backward = functools.partial(
+    experts._expert_backward, activate, experts._at_once
+  )
+  weight = jnp.ones(rows.shape[:2], rows.dtype)
+  dmlp, drows, _, dkeep = jax.vmap(backward)(mlp, keep, rows, pre, weight, g)
+  return dmlp, drows, dkeep
+
+
+on_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _check(G: int, E: int) -> None:

@@ -64,7 +64,15 @@ def apply(
     weight: of a slot's output in the sum, 0 if empty.
     keep: factors of the hidden layer, of all slots or of each: dropout.
   """
-  return _forward(activate, mlp, x, token, weight, keep)[0]
+  arguments = mlp, x, token, weight, keep
+  if token.shape[2] < x.shape[1] or keep is not None:
+    return _forward(activate, *arguments)[0]
+  # Room for all tokens, as in decoding: most slots are empty.
+  return lax.platform_dependent(
+    *arguments,
+    cpu=functools.partial(_filled, activate),
+    default=lambda *a: FORMS['at once'][0](activate, *a)[0],
+  )
 
 
 def _forward(activate, *arguments):
@@ -93,12 +101,7 @@ apply.defvjp(_forward, _backward)
 
 
 def cpu_form(kernel: int, rows: int) -> str:
-  """Name of the form in FORMS that is fastest on a CPU, by measurement.
-
-  Args:
-    kernel: numbers in an expert's kernel.
-    rows: of an expert.
-  """
+  """Which of FORMS is fastest for an expert's numbers in a kernel, and rows."""
   one_by_one = kernel >= LARGE_KERNEL or rows >= MANY_ROWS
   return 'one by one' if one_by_one else 'in turn'
 
@@ -233,38 +236,35 @@ def _backward_scan(activate, mlp, x, token, weight, keep, pre, g):
   return dmlp, dx.reshape(x.shape), dweight, dkeep
 
 
+def _filled(activate, mlp, x, token, weight, keep):
+  """An expert without tokens is not read, others run on few rows in vain."""
+  G, S, M = x.shape
+  flat, N, filled = x.reshape(G * S, M), G * S, _by_expert(token < S)
+  front = jnp.argsort(~filled, axis=1)
+  slots = (jnp.take_along_axis(a, front, 1) for a in _flat(token, weight, S))
+  each = (mlp, *slots)
+  # The numbers of rows that an expert can run on, each a loop to compile.
+  sizes = sorted({math.ceil(N / 2**i) for i in range(5)})
+  size = jnp.searchsorted(jnp.asarray(sizes), filled.sum(1))
+  size = jnp.where(filled.any(1), size, -1)
+  order = jnp.argsort(size)
+
+  def body(n, i, total):
+    mlp, row, weight = jax.tree.map(lambda a: a[order[i]], each)
+    y, _ = _expert(activate, _at_once, mlp, keep, _take(flat, row[:n]))
+    return _add(total, row[:n], y * weight[:n, None].astype(y.dtype))
+
+  total = jnp.zeros_like(flat)
+  for i, n in enumerate(sizes):
+    first, last = jnp.sum(size < i), jnp.sum(size <= i)
+    total = lax.fori_loop(first, last, functools.partial(body, n), total)
+  return total.reshape(x.shape)
+
+
 def _by_expert(slots):
   """[G, E, C, ...] to [E, G*C, ...]."""
   G, E, C, *rest = slots.shape
   return slots.swapaxes(0, 1).reshape(E, G * C, *rest)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def on_rows(
-  activate: Activate,
-  mlp: Mlp,
-  rows: Float[Array, 'E N M'],
-  keep: Float[Array, 'E _ F'] | None = None,
-) -> Float[Array, 'E N M']:
-  """What `apply` does between dispatch and combine, all experts at once."""
-  return _rows_forward(activate, mlp, rows, keep)[0]
-
-
-def _rows_forward(activate, mlp, rows, keep):
-  expert = functools.partial(_expert, activate, _at_once)
-  y, pre = jax.vmap(expert)(mlp, keep, rows)
-  return y, (mlp, rows, keep, pre)
-
-
-def _rows_backward(activate, saved, g):
-  mlp, rows, keep, pre = saved
-  backward = functools.partial(_expert_backward, activate, _at_once)
-  weight = jnp.ones(rows.shape[:2], rows.dtype)
-  dmlp, drows, _, dkeep = jax.vmap(backward)(mlp, keep, rows, pre, weight, g)
-  return dmlp, drows, dkeep
-
-
-on_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _by_group(rows, token):

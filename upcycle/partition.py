@@ -27,17 +27,13 @@ TOKENS = 'data', 'expert'
 # Names of a parameter's axes by its path; the first rule that matches counts,
 # and what none matches is on every device.
 PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-  (r'.*/expert/wi\w*/kernel', ('expert', 'embed', 'mlp')),
-  (r'.*/expert/wo/kernel', ('expert', 'mlp', 'embed')),
-  (r'.*/Moe/Mlp/Dense_0/kernel', ('expert', 'embed', 'mlp')),
-  (r'.*/Moe/Mlp/Dense_1/kernel', ('expert', 'mlp', 'embed')),
+  (r'.*/(expert/wi\w*|Moe/Mlp/Dense_0)/kernel', ('expert', 'embed', 'mlp')),
+  (r'.*/(expert/wo|Moe/Mlp/Dense_1)/kernel', ('expert', 'mlp', 'embed')),
   (r'.*/Moe/Mlp/Dense_0/bias', ('expert', 'mlp')),
   (r'.*/Moe/Mlp/Dense_1/bias', ('expert', 'embed')),
-  (r'.*/mlp/wi\w*/kernel', ('embed', 'mlp')),
-  (r'.*/mlp/wo/kernel', ('mlp', 'embed')),
-  (r'.*/MlpBlock_0/Dense_0/kernel', ('embed', 'mlp')),
+  (r'.*/(mlp/wi\w*|MlpBlock_0/Dense_0)/kernel', ('embed', 'mlp')),
+  (r'.*/(mlp/wo|MlpBlock_0/Dense_1)/kernel', ('mlp', 'embed')),
   (r'.*/MlpBlock_0/Dense_0/bias', ('mlp',)),
-  (r'.*/MlpBlock_0/Dense_1/kernel', ('mlp', 'embed')),
   (r'.*/(query|key|value)/kernel', ('embed', 'heads')),
   (r'.*/(query|key|value)/bias', ('heads',)),
   (r'.*/out/kernel', ('heads', 'embed')),
@@ -145,11 +141,16 @@ def size(*axes: str) -> int:
   return math.prod(current().shape.get(axis, 1) for axis in axes)
 
 
-def spread(x: jax.Array) -> jax.Array:
-  """The same x, its first axis over `data` and `expert` if they divide it."""
-  if size(*AXES) == 1 or x.shape[0] % size(*TOKENS):
+def spread(x: jax.Array, heads: int | None = None) -> jax.Array:
+  """The same x, rows over `data` and `expert`, axis `heads` over `model`."""
+  rows = x.shape[0] % size(*TOKENS) == 0
+  split = heads is not None and x.shape[heads] % size(RULES['heads']) == 0
+  if size(*AXES) == 1 or not (rows or split):
     return x
-  return lax.with_sharding_constraint(x, P(TOKENS))
+  axes = [TOKENS if rows else None, *[None] * (x.ndim - 1)]
+  if split:
+    axes[heads] = RULES['heads']
+  return lax.with_sharding_constraint(x, P(*axes))
 
 
 def local(function: Callable[..., Any], in_specs: Any) -> Callable[..., Any]:
@@ -201,6 +202,11 @@ def mesh() -> Mesh:
 def replicated() -> NamedSharding:
   """All of an array on every device."""
   return NamedSharding(mesh(), P())
+
+
+def over_rows() -> NamedSharding:
+  """Rows of a batch over the devices that share them."""
+  return NamedSharding(mesh(), P(TOKENS))
 
 
 def shardings(state: Any) -> Any:
@@ -267,12 +273,7 @@ def without_first(sharding: NamedSharding) -> NamedSharding:
 
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-  """An array that every process has, or reads here, of which it keeps its part.
-
-  Args:
-    leaf: a numpy array or a lazy one, which is read once.
-    sharding: where its parts go.
-  """
+  """What every process has, or reads here once; each keeps its part."""
   array = np.asarray(leaf)
   return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
@@ -283,8 +284,8 @@ def put_batch(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
   Raises:
     ValueError: the devices do not divide the rows.
   """
-  sharding = NamedSharding(mesh(), P(TOKENS))
-  shards = math.prod(sharding.mesh.shape[axis] for axis in TOKENS)
+  sharding = over_rows()
+  shards = size(*TOKENS)
   rows = {len(x) * jax.process_count() for x in batch.values()}
   if any(n % shards for n in rows):
     raise ValueError(

@@ -7,12 +7,15 @@ M d_model, F d_ff, H heads, D head size.
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from upcycle import partition
 
 Initializer = Callable[..., Array]
 
@@ -78,8 +81,26 @@ class RMSNorm(nn.Module):
     )
 
 
+class Place(NamedTuple):
+  """Where in a sequence that is being decoded its next token stands.
+
+  Attributes:
+    index: of the token, from 0.
+    length: of the longest sequence that there is room for.
+  """
+
+  index: Int[Array, '']
+  length: int
+
+
 class Attention(nn.Module):
-  """Multi-head attention as in T5: no biases and no 1/sqrt(D)."""
+  """Multi-head attention as in T5: no biases and no 1/sqrt(D).
+
+  With a `Place` it is one step of decoding. Keys and values are then kept in
+  the collection `cache`: those of self-attention grow by a token a step, those
+  of other keys are computed once. A call without that collection makes it, and
+  what it returns means nothing.
+  """
 
   num_heads: int
   head_dim: int
@@ -90,10 +111,11 @@ class Attention(nn.Module):
   def __call__(
     self,
     queries: Float[Array, 'B Q M'],
-    keys: Float[Array, 'B K M'],
+    keys: Float[Array, 'B _ M'] | None,
     allowed: Bool[Array, 'B Q K'],
     bias: Float[Array, '1 H Q K'] | None = None,
     deterministic: bool = True,
+    place: Place | None = None,
   ) -> Float[Array, 'B Q M']:
     inner = self.num_heads * self.head_dim
 
@@ -103,8 +125,15 @@ class Attention(nn.Module):
 
     # The missing 1/sqrt(D) is in the initialisation of the queries.
     q = project('query', queries, _scaled(fan_in_normal, self.head_dim**-0.5))
-    k = project('key', keys, fan_in_normal)
-    v = project('value', keys, fan_in_normal)
+    grows = queries is keys
+
+    def kept(name: str) -> Array:
+      new = lambda: project(name, keys, fan_in_normal)  # noqa: E731
+      return (
+        new() if place is None else self._kept(f'{name}s', new, grows, place)
+      )
+
+    k, v = kept('key'), kept('value')
     # Added here, where it fuses: [B, H, Q, K] is never kept for all layers.
     mask = attention_bias(allowed)
     bias = mask if bias is None else over_batch(bias, len(mask)) + mask
@@ -113,6 +142,26 @@ class Attention(nn.Module):
       queries.shape[-1], kernel_init=fan_in_normal, dtype=self.dtype, name='out'
     )
     return out(y.reshape(*y.shape[:2], inner))
+
+  def _kept(
+    self,
+    name: str,
+    project: Callable[[], Array],
+    grows: bool,
+    place: Place,
+  ) -> Float[Array, 'B K H D']:
+    """Keys or values of all positions, in the cache."""
+    if not grows:
+      return self.variable('cache', name, project).value
+    new = project()
+    exists = self.has_variable('cache', name)
+    shape = new.shape[0], place.length, *new.shape[2:]
+    kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+    if exists:
+      start = 0, place.index, 0, 0
+      new = lax.dynamic_update_slice(kept.value, new, start)
+      kept.value = partition.spread(new, heads=2)
+    return kept.value
 
 
 def attend(
@@ -138,13 +187,15 @@ class RelativePositionBias(nn.Module):
   bidirectional: bool = True
 
   @nn.compact
-  def __call__(self, q_len: int, k_len: int) -> Float[Array, '1 H Q K']:
+  def __call__(
+    self, queries: Int[Array, ' Q'], keys: Int[Array, ' K']
+  ) -> Float[Array, '1 H Q K']:
     table = self.param(
       'rel_embedding',
       nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
       (self.num_heads, self.num_buckets),
     )
-    distance = jnp.arange(k_len)[None, :] - jnp.arange(q_len)[:, None]
+    distance = keys[None, :] - queries[:, None]
     buckets = relative_position_bucket(
       distance, self.bidirectional, self.num_buckets, self.max_distance
     )

@@ -5,135 +5,17 @@ Raffel et al., "Exploring the Limits of Transfer Learning" (2020); Shazeer,
 "GLU Variants Improve Transformer" (2020). Parameter names are T5X's.
 """
 
-from collections.abc import Callable
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from upcycle import partition
 from upcycle.models import layers, moe
-from upcycle.models.mlp import Mlp
 from upcycle.models.t5_config import PRESETS, T5Config, preset
+from upcycle.models.t5_stack import Stack
 
 __all__ = ['PRESETS', 'T5', 'T5Config', 'preset']
-
-
-class Layer(nn.Module):
-  """A pre-norm encoder layer, or decoder layer if `causal`."""
-
-  config: T5Config
-  mlp: Callable[..., nn.Module]
-  causal: bool
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, 'B L M'],
-    valid: Bool[Array, 'B L'],
-    real: Bool[Array, 'B L'],
-    allowed: Bool[Array, 'B L L'],
-    bias: Float[Array, '1 H L L'],
-    encoded: Float[Array, 'B K M'] | None,
-    cross_allowed: Bool[Array, 'B L K'] | None,
-    deterministic: bool,
-  ) -> Float[Array, 'B L M']:
-    """Self-attention, cross-attention in the decoder, MLP.
-
-    Args:
-      x: the residual stream.
-      valid: positions whose normed inputs are kept, others become 0.
-      real: positions that an MoE layer routes.
-      allowed: which positions attend to which.
-      bias: of their relative positions.
-      encoded: the encoder's output.
-      cross_allowed: which positions attend to which of the encoder's.
-      deterministic: no dropout.
-    """
-    config = self.config
-
-    def norm(name: str, x: Array) -> Array:
-      x = layers.RMSNorm(dtype=config.dtype, name=name)(x)
-      return x * valid[..., None].astype(x.dtype)
-
-    def attend(name: str, q: Array, k: Array, *mask_and_bias) -> Array:
-      attention = layers.Attention(
-        config.num_heads,
-        config.head_dim,
-        config.dropout_rate,
-        config.dtype,
-        name=name,
-      )
-      return attention(q, k, *mask_and_bias, deterministic=deterministic)
-
-    drop = layers.dropout(config.dropout_rate, deterministic)
-    x = partition.spread(x)
-    kind = 'self_attention' if self.causal else 'attention'
-    y = norm(f'pre_{kind}_layer_norm', x)
-    x = x + drop(attend(kind, y, y, allowed, bias))
-    if self.causal:
-      y = norm('pre_cross_attention_layer_norm', x)
-      y = attend('encoder_decoder_attention', y, encoded, cross_allowed)
-      x = x + drop(y)
-    y = norm('pre_mlp_layer_norm', x)
-    return x + drop(self.mlp(name='mlp')(y, real, deterministic))
-
-
-class Stack(nn.Module):
-  """The encoder, or the decoder if `causal`, which ends in logits if untied."""
-
-  config: T5Config
-  num_layers: int
-  sparse: dict[int, moe.MoeConfig]
-  causal: bool
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, 'B L M'],
-    valid: Bool[Array, 'B L'],
-    real: Bool[Array, 'B L'],
-    allowed: Bool[Array, 'B L L'],
-    encoded: Float[Array, 'B K M'] | None = None,
-    cross_allowed: Bool[Array, 'B L K'] | None = None,
-    deterministic: bool = True,
-  ) -> Float[Array, 'B L _']:
-    config, L = self.config, x.shape[1]
-    drop = layers.dropout(config.dropout_rate, deterministic)
-    bias = layers.RelativePositionBias(
-      config.num_heads, bidirectional=not self.causal, name='relpos_bias'
-    )(L, L)
-    layer = nn.remat(Layer, static_argnums=(8,)) if config.remat else Layer
-    x = drop(x)
-    for i in range(self.num_layers):
-      x = layer(config, self._mlp(i), self.causal, name=f'layers_{i}')(
-        x, valid, real, allowed, bias, encoded, cross_allowed, deterministic
-      )
-    name = 'decoder_norm' if self.causal else 'encoder_norm'
-    x = drop(layers.RMSNorm(dtype=config.dtype, name=name)(x))
-    x = x * valid[..., None].astype(x.dtype)
-    if self.causal and not config.logits_via_embedding:
-      # Logits are float32, as in T5X: the loss is sensitive to their rounding.
-      x = layers.Dense(config.vocab_size, name='logits_dense')(x)
-    return x
-
-  def _mlp(self, i: int) -> Callable[..., nn.Module]:
-    config = self.config
-
-    def dense(dropout_rate: float, name: str) -> nn.Module:
-      return Mlp(
-        config.mlp_dim,
-        config.mlp_activations,
-        dropout_rate,
-        config.dtype,
-        name=name,
-      )
-
-    if i not in self.sparse:
-      return functools.partial(dense, config.dropout_rate)
-    return functools.partial(moe.MoeLayer, self.sparse[i], dense, self.causal)
 
 
 class T5(nn.Module):
@@ -141,7 +23,27 @@ class T5(nn.Module):
 
   config: T5Config
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    self.token_embedder = nn.Embed(
+      config.vocab_size,
+      config.emb_dim,
+      dtype=config.dtype,
+      embedding_init=nn.initializers.normal(1.0),
+    )
+    self.encoder = Stack(
+      config,
+      config.num_encoder_layers,
+      config.sparse_layers('encoder'),
+      causal=False,
+    )
+    self.decoder = Stack(
+      config,
+      config.num_decoder_layers,
+      config.sparse_layers('decoder'),
+      causal=True,
+    )
+
   def __call__(
     self,
     encoder_input_tokens: Int[Array, 'B K'],
@@ -173,44 +75,19 @@ class T5(nn.Module):
       ValueError: segment ids of one side only.
     """
     del encoder_positions, decoder_positions
-    config = self.config
     if (encoder_segment_ids is None) != (decoder_segment_ids is None):
       raise ValueError('Packed batches have segment ids on both sides.')
+    encoded = self.encode(
+      encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+    )
     encoder_valid = encoder_input_tokens > 0
     decoder_valid = _decoder_valid(decoder_input_tokens)
     targets = decoder_valid
     if decoder_target_tokens is not None:
       targets = decoder_target_tokens > 0
-
-    embedder = nn.Embed(
-      config.vocab_size,
-      config.emb_dim,
-      dtype=config.dtype,
-      embedding_init=nn.initializers.normal(1.0),
-      name='token_embedder',
-    )
-    encoded = Stack(
-      config,
-      config.num_encoder_layers,
-      config.sparse_layers('encoder'),
-      causal=False,
-      name='encoder',
-    )(
-      embedder(encoder_input_tokens),
-      encoder_valid,
-      encoder_valid,
-      _allowed(encoder_valid, encoder_valid, encoder_segment_ids),
-      deterministic=deterministic,
-    )
     causal = jnp.tril(jnp.ones((targets.shape[1],) * 2, bool))
-    y = Stack(
-      config,
-      config.num_decoder_layers,
-      config.sparse_layers('decoder'),
-      causal=True,
-      name='decoder',
-    )(
-      embedder(decoder_input_tokens),
+    y = self.decoder(
+      self.token_embedder(decoder_input_tokens),
       decoder_valid,
       targets,
       causal & _allowed(targets, targets, decoder_segment_ids),
@@ -220,10 +97,66 @@ class T5(nn.Module):
       ),
       deterministic,
     )
-    if config.logits_via_embedding:
-      y = y.astype(jnp.float32) / config.emb_dim**0.5
-      y = y @ embedder.embedding.T
-    return y
+    return self._logits(y)
+
+  def encode(
+    self,
+    encoder_input_tokens: Int[Array, 'B K'],
+    encoder_segment_ids: Int[Array, 'B K'] | None = None,
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'B K M']:
+    """The encoder's output."""
+    valid = encoder_input_tokens > 0
+    return self.encoder(
+      self.token_embedder(encoder_input_tokens),
+      valid,
+      valid,
+      _allowed(valid, valid, encoder_segment_ids),
+      deterministic=deterministic,
+    )
+
+  def step(
+    self,
+    tokens: Int[Array, ' B'],
+    index: Int[Array, ''],
+    encoder_valid: Bool[Array, 'B K'],
+    encoded: Float[Array, 'B K M'] | None = None,
+    *,
+    max_length: int,
+  ) -> Float[Array, 'B V']:
+    """Logits of the next token of each row, by the collection `cache`.
+
+    The first call, with `encoded` and without that collection, makes it; its
+    logits mean nothing. In all others the cache holds what comes before.
+
+    Args:
+      tokens: the last tokens of each row; 0 is the start.
+      index: where they stand, from 0.
+      encoder_valid: encoder positions that are not padding.
+      encoded: the encoder's output, in the first call only.
+      max_length: tokens that the cache has room for.
+    """
+    ones = jnp.ones((len(tokens), 1), bool)
+    before = jnp.arange(max_length) <= index
+    y = self.decoder(
+      self.token_embedder(tokens[:, None]),
+      ones,
+      ones,
+      jnp.broadcast_to(before, (len(tokens), 1, max_length)),
+      encoded,
+      encoder_valid[:, None],
+      True,
+      layers.Place(index, max_length),
+    )
+    return self._logits(y)[:, 0]
+
+  def _logits(self, y: Float[Array, 'B L _']) -> Float[Array, 'B L V']:
+    """Of the decoder's output, which they are already if untied."""
+    if not self.config.logits_via_embedding:
+      return y
+    y = y.astype(jnp.float32) / self.config.emb_dim**0.5
+    return y @ self.token_embedder.embedding.T
 
   def example_inputs(self) -> dict[str, Int[Array, 'B L']]:
     """The least inputs that `init` takes: shapes of parameters need no more."""
@@ -234,6 +167,22 @@ class T5(nn.Module):
     """The model that this one is upcycled from."""
     config = self.config
     config = dataclasses.replace(config, encoder_moe=None, decoder_moe=None)
+    return self.clone(config=config, parent=None)
+
+  def serving(self) -> 'T5':
+    """The same model, whose decoder drops no token.
+
+    In a step of decoding a token would compete for room with those of other
+    rows, not with those before it: here every expert has room for all.
+    """
+    config = self.config
+    if config.decoder_moe is not None:
+      experts = config.decoder_moe.num_experts
+      most = max(experts) if isinstance(experts, tuple) else experts
+      sparse = dataclasses.replace(
+        config.decoder_moe, eval_capacity_factor=float(most)
+      )
+      config = dataclasses.replace(config, decoder_moe=sparse)
     return self.clone(config=config, parent=None)
 
   def num_experts(self) -> tuple[int, ...]:

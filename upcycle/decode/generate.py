@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a batch of inputs to what a model generates for it."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+import numpy as np
+
+from upcycle import partition
+from upcycle.decode.base import START, Decoded
+from upcycle.decode.beam import Beam
+from upcycle.decode.sampling import Sampling
+
+GREEDY = Sampling()
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'strategy', 'max_length'))
+def generate(
+  model: Any,
+  params: Any,
+  encoder_input_tokens: Int[Array, 'B K'],
+  *,
+  strategy: Sampling | Beam = GREEDY,
+  max_length: int = 64,
+  key: jax.Array | None = None,
+) -> Decoded:
+  """Generates tokens for a batch, compiled once for its shape.
+
+  Args:
+    model: an encoder-decoder such as `t5.T5`, dense or sparse; its decoder
+      drops no token here.
+    params: its parameters.
+    encoder_input_tokens: inputs, 0 behind them.
+    strategy: the default is greedy.
+    max_length: most tokens to generate, the end token included.
+    key: of what is drawn; None is a fixed one.
+  """
+  model, variables = model.serving(), {'params': params}
+  rows = functools.partial(jnp.repeat, repeats=strategy.rows, axis=0)
+  valid = rows(encoder_input_tokens > 0)
+  encoded = rows(model.apply(variables, encoder_input_tokens, method='encode'))
+
+  def step(tokens, index, cache, encoded=None):
+    logits, new = model.apply(
+      *(variables | cache, tokens, index, valid, encoded),
+      max_length=max_length,
+      method='step',
+      mutable=['cache'],
+    )
+    return logits.astype(jnp.float32), new
+
+  start = jnp.full(len(valid), START, jnp.int32)
+  _, cache = step(start, jnp.int32(0), {}, encoded)
+  key = jax.random.key(0) if key is None else key
+  return strategy(step, start, cache, max_length, key)
+
+
+def predict(
+  model: Any,
+  params: Any,
+  batch: Mapping[str, np.ndarray],
+  *,
+  strategy: Sampling | Beam = GREEDY,
+  max_length: int = 64,
+) -> np.ndarray:
+  """The best sequence [B, L] for each row of a batch that every process has."""
+  inputs = batch['encoder_input_tokens']
+  missing = -len(inputs) % partition.size(*partition.TOKENS)
+  inputs = np.pad(inputs, ((0, missing), (0, 0)))
+  decoded = generate(
+    *(model, params, partition.put(inputs, partition.over_rows())),
+    strategy=strategy,
+    max_length=max_length,
+  )
+  tokens = decoded.tokens[:, 0]
+  if jax.process_count() > 1:
+    tokens = multihost_utils.process_allgather(tokens, tiled=True)
+  return np.asarray(tokens)[: len(inputs) - missing]
