@@ -8,15 +8,17 @@ over the mesh as those of a training batch. Token 0 pads and starts, 1 ends.
 
 from upcycle.decode.base import Decoded
 from upcycle.decode.beam import Beam, by_gnmt, by_length
-from upcycle.decode.generate import generate, predict
-from upcycle.decode.sampling import Sampling
+from upcycle.decode.generate import generate, on_mesh, predict
+from upcycle.decode.sampling import GREEDY, Sampling
 
 __all__ = [
+  'GREEDY',
   'Beam',
   'Decoded',
   'Sampling',
   'by_gnmt',
   'by_length',
   'generate',
+  'on_mesh',
   'predict',
 ]

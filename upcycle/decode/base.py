@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int, Shaped
+import numpy as np
 
 START, EOS = 0, 1
 
@@ -24,8 +25,8 @@ class Decoded(NamedTuple):
     scores: log probability in nats, of a beam divided by its length's penalty.
   """
 
-  tokens: Int[Array, 'B N L']
-  scores: Float[Array, 'B N']
+  tokens: Int[Array | np.ndarray, 'B N L']
+  scores: Float[Array | np.ndarray, 'B N']
 
 
 def grouped(x: Shaped[Array, '_ ...'], N: int) -> Shaped[Array, '_ N ...']:

@@ -14,9 +14,7 @@ import numpy as np
 from upcycle import partition
 from upcycle.decode.base import START, Decoded
 from upcycle.decode.beam import Beam
-from upcycle.decode.sampling import Sampling
-
-GREEDY = Sampling()
+from upcycle.decode.sampling import GREEDY, Sampling
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'strategy', 'max_length'))
@@ -60,6 +58,32 @@ def generate(
   return strategy(step, start, cache, max_length, key)
 
 
+def on_mesh(
+  model: Any,
+  params: Any,
+  inputs: Int[np.ndarray, 'B K'],
+  *,
+  strategy: Sampling | Beam = GREEDY,
+  max_length: int = 64,
+  key: jax.Array | None = None,
+) -> Decoded:
+  """`generate` for rows that every process has: all get all results, in numpy.
+
+  Rows are filled up to what the current mesh's devices can share.
+  """
+  missing = -len(inputs) % partition.size(*partition.TOKENS)
+  rows = np.pad(inputs, ((0, missing), (0, 0))).astype(np.int32)
+  decoded = generate(
+    *(model, params, partition.put(rows, partition.over_rows())),
+    strategy=strategy,
+    max_length=max_length,
+    key=key,
+  )
+  if jax.process_count() > 1:
+    decoded = multihost_utils.process_allgather(decoded, tiled=True)
+  return jax.tree.map(lambda x: np.asarray(x)[: len(inputs)], decoded)
+
+
 def predict(
   model: Any,
   params: Any,
@@ -67,17 +91,10 @@ def predict(
   *,
   strategy: Sampling | Beam = GREEDY,
   max_length: int = 64,
-) -> np.ndarray:
-  """The best sequence [B, L] for each row of a batch that every process has."""
+) -> Int[np.ndarray, 'B L']:
+  """The best sequence for each row of a batch: what evaluators take."""
   inputs = batch['encoder_input_tokens']
-  missing = -len(inputs) % partition.size(*partition.TOKENS)
-  inputs = np.pad(inputs, ((0, missing), (0, 0)))
-  decoded = generate(
-    *(model, params, partition.put(inputs, partition.over_rows())),
-    strategy=strategy,
-    max_length=max_length,
+  decoded = on_mesh(
+    model, params, inputs, strategy=strategy, max_length=max_length
   )
-  tokens = decoded.tokens[:, 0]
-  if jax.process_count() > 1:
-    tokens = multihost_utils.process_allgather(tokens, tiled=True)
-  return np.asarray(tokens)[: len(inputs) - missing]
+  return decoded.tokens[:, 0]

@@ -94,3 +94,6 @@ def nucleus(logits: Float[Array, 'R V'], p: float) -> Bool[Array, 'R V']:
   probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
   kept = jnp.cumsum(probs, axis=-1) - probs < p
   return jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
+
+
+GREEDY = Sampling()

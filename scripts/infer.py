@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Generates text with any checkpoint of a T5: a line in, a line of JSON out.
+
+  echo 'spam email: You have won a prize!' | python scripts/infer.py \
+    --gin_file=configs/finetune_t5_laptop.gin \
+    --gin.MODEL_DIR="'runs/t5_laptop/finetune'"
+  python scripts/infer.py --gin_file=configs/upcycle_t5_base.gin \
+    --vocabulary=data/vocabularies/t5.model --checkpoint=... \
+    --input=inputs.txt --beams=4 > outputs.jsonl
+
+A line may also be a JSON object with "inputs", as those of the prepared tasks.
+Results are printed batch by batch, as they come; progress goes to standard
+error. Greedy is the default; --temperature draws, --beams searches.
+"""
+
+import json
+import sys
+
+import gin_flags
+
+_FLAGS = {
+  'checkpoint': ('whose model; the run in MODEL_DIR if not given', ''),
+  'vocabulary': (
+    'a SentencePiece .model file or a tokenized corpus; if not given, what the '
+    'gin files bind to their data',
+    '',
+  ),
+  'input': ('a file of lines; - is standard input', '-'),
+  'batch_size': ('lines decoded together; 1 answers each line at once', '32'),
+  'inputs_length': ('most tokens of an input', '512'),
+  'max_length': ('most tokens to generate', '64'),
+  'beams': ('of a beam search; 0: none', '0'),
+  'alpha': ("exponent of a beam search's length penalty", '0.6'),
+  'temperature': ('draws tokens; 0 takes the most probable', '0'),
+  'top_p': ('draws from the most probable that sum to it', '1'),
+  'top_k': ('draws from that many most probable; 0: all', '0'),
+  'samples': ('drawn for each line', '1'),
+  'seed': ('of what is drawn', '0'),
+}
+
+
+def main() -> None:
+  args = gin_flags.parse(__doc__, complete=False, **_FLAGS)
+  import jax
+  from rich import console, progress
+
+  from upcycle import (
+    checkpoints,
+    decode,
+    evaluate_checkpoint,
+    infer,
+    partition,
+    train,
+  )
+  from upcycle.data import vocabulary
+
+  strategy = decode.Sampling(
+    float(args.temperature),
+    int(args.top_k),
+    float(args.top_p),
+    int(args.samples),
+  )
+  if int(args.beams):
+    strategy = decode.Beam(int(args.beams), float(args.alpha))
+  model = gin_flags.bound(train.train, 'model')
+  words = vocabulary.load(args.vocabulary or _vocabulary())
+  path = args.checkpoint or gin_flags.bound(train.train, 'model_dir')
+  mesh = gin_flags.bound(train.train, 'make_mesh', partition.make_mesh)
+  columns = (
+    progress.SpinnerColumn(),
+    '{task.description}',
+    progress.MofNCompleteColumn(),
+    progress.TimeElapsedColumn(),
+  )
+  screen = console.Console(stderr=True)
+  with (
+    jax.set_mesh(mesh(model.num_experts())),
+    progress.Progress(*columns, console=screen, transient=True) as bar,
+    sys.stdin if args.input == '-' else open(args.input) as lines,
+  ):
+    task = bar.add_task(f'read {path}', total=None)
+    params = evaluate_checkpoint.parameters(checkpoints.read(path), model)
+    bar.update(task, description='lines', completed=0)
+    for row in infer.infer(
+      *(model, params, map(_text, lines), words),
+      strategy=strategy,
+      inputs_length=int(args.inputs_length),
+      max_length=int(args.max_length),
+      batch_size=int(args.batch_size),
+      seed=int(args.seed),
+    ):
+      print(json.dumps(row, ensure_ascii=False), flush=True)
+      bar.advance(task)
+
+
+def _text(line: str) -> str:
+  """A line's input: the line, or what it has as JSON."""
+  try:
+    return str(json.loads(line)['inputs'])
+  except (ValueError, KeyError, TypeError):
+    return line.rstrip('\n')
+
+
+def _vocabulary() -> str:
+  """What the gin files bind to the data of text."""
+  from upcycle.data import text
+
+  for function, name in (
+    (text.text_pairs, 'vocabulary_path'),
+    (text.span_corruption, 'corpus'),
+  ):
+    found = gin_flags.bound(function, name, None)
+    if found:
+      return found
+  raise ValueError('The gin files name no vocabulary: give --vocabulary.')
+
+
+if __name__ == '__main__':
+  gin_flags.run(main)
