@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets: text to arrays of tokens, public image sets to arrays.
+"""Prepares data sets: text to tokens, images to arrays, text-to-text tasks.
 
   python scripts/prepare_data.py text
   python scripts/prepare_data.py text --vocabulary=t5 --directory=data
   python scripts/prepare_data.py images
   python scripts/prepare_data.py images --sets=glyphs,mnist --families=8
+  python scripts/prepare_data.py tasks
 
 What is there already is verified and kept.
 """
@@ -12,7 +13,7 @@ What is there already is verified and kept.
 import argparse
 import sys
 
-from upcycle.data import corpora, prepare, prepare_images
+from upcycle.data import corpora, prepare, prepare_images, prepare_tasks
 
 
 def main() -> None:
@@ -48,6 +49,11 @@ def main() -> None:
   )
   images.add_argument('--directory', help="a cache folder, 'data' if not given")
   images.set_defaults(run=prepare_images.prepare)
+  tasks = commands.add_parser(
+    'tasks', help='fetch, verify, make text-to-text tasks, score baselines'
+  )
+  tasks.add_argument('--directory', help="a cache folder, 'data' if not given")
+  tasks.set_defaults(run=prepare_tasks.prepare)
   flags = vars(parser.parse_args())
   run, _ = flags.pop('run'), flags.pop('what')
   try:

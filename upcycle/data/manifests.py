@@ -94,3 +94,27 @@ def verify(folder: str | Path, what: str, prepare: str) -> dict[str, Any]:
   for name, row in found['files'].items():
     packages.verify(Path(folder) / name, row['sha256'])
   return found
+
+
+def existing(
+  folder: Path,
+  origin: dict[str, Any],
+  verify: Callable[[Path], dict[str, Any]],
+  say: Callable[[str], None],
+) -> dict[str, Any] | None:
+  """The manifest of a sound folder of the same origin, otherwise None.
+
+  Args:
+    folder: that may be there.
+    origin: what it should be made of.
+    verify: gives its manifest, or raises as the function `verify` does.
+    say: is told why a folder that is there has to be made again.
+  """
+  if not folder.exists():
+    return None
+  try:
+    found = verify(folder)
+  except (ValueError, FileNotFoundError) as error:
+    say(f'Preparing {folder} again. {error}')
+    return None
+  return found if found['origin'] == origin else None

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
-from upcycle.data import corpora, packages, tokenized
+from upcycle.data import corpora, manifests, packages, tokenized
 from upcycle.data import vocabulary as vocabularies
 
 HELD_OUT = 0.04
@@ -54,7 +54,7 @@ def prepare(
     'held_out': HELD_OUT,
     'sources': {source: row.sha256 for source, row in rows.items()},
   }
-  manifest = _existing(folder, origin, console)
+  manifest = manifests.existing(folder, origin, tokenized.verify, console.print)
   if manifest is None:
     missing = _out_of_reach(mix, directory)
     if missing:
@@ -104,18 +104,6 @@ def _available_mix(directory: Path, console: Console) -> str:
     f"'pip' ({', '.join(corpora.MIXES['pip'])}) works without it and is used."
   )
   return 'pip'
-
-
-def _existing(folder: Path, origin: dict, console: Console) -> dict | None:
-  """The manifest of a sound corpus of the same origin, otherwise None."""
-  if not folder.exists():
-    return None
-  try:
-    manifest = tokenized.verify(folder)
-  except (ValueError, FileNotFoundError) as error:
-    console.print(f'Preparing {folder} again. {error}')
-    return None
-  return manifest if manifest['origin'] == origin else None
 
 
 def _build(folder, directory, rows, origin, make_model, console):

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from upcycle.data import glyphs, image_arrays, image_sets, packages
+from upcycle.data import glyphs, image_arrays, image_sets, manifests, packages
 from upcycle.data.image_sets import ImageSet
 
 
@@ -52,7 +52,12 @@ def prepare(
   known = image_sets.image_sets(_families(families))
   chosen = {name: known[name] for name in _chosen(sets, known)}
   found = {
-    name: _existing(directory / 'images' / name, row, console)
+    name: manifests.existing(
+      directory / 'images' / name,
+      _origin(row),
+      image_arrays.verify,
+      console.print,
+    )
     for name, row in chosen.items()
   }
   wanted = {name: chosen[name] for name in chosen if found[name] is None}
@@ -95,18 +100,6 @@ def _origin(row: ImageSet) -> dict[str, Any]:
     'sources': {f'{p.name} {p.version}': p.sha256 for p in row.packages},
     **(row.made or {}),
   }
-
-
-def _existing(folder: Path, row: ImageSet, console: Console) -> dict | None:
-  """The manifest of a sound folder of the same origin, otherwise None."""
-  if not folder.exists():
-    return None
-  try:
-    manifest = image_arrays.verify(folder)
-  except (ValueError, FileNotFoundError) as error:
-    console.print(f'Preparing {folder} again. {error}')
-    return None
-  return manifest if manifest['origin'] == _origin(row) else None
 
 
 def _reachable(
