@@ -7,13 +7,14 @@ Arrays are lazy and carry this project's names. No pickle is ever opened.
 import os
 import zipfile
 
-from upcycle.checkpoints import huggingface, stores, t5x, vit_npz
+from upcycle.checkpoints import exported, huggingface, stores, t5x, vit_npz
 from upcycle.checkpoints.arrays import Checkpoint, LazyArray
 
 __all__ = [
   'FORMATS',
   'Checkpoint',
   'LazyArray',
+  'exported',
   'huggingface',
   'read',
   't5x',
@@ -39,6 +40,7 @@ def _read_run(path: str) -> Checkpoint:
 # The first format that detects a path reads it.
 FORMATS = (
   (_is_run, _read_run),
+  (exported.detect, exported.read),
   (vit_npz.detect, vit_npz.read),
   (t5x.detect, t5x.read),
   (huggingface.detect, huggingface.read),
@@ -53,7 +55,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
   Args:
     path: a T5X folder (or the folder of several: the newest is taken), local
       or gs://; a run's folder; a Hugging Face folder or safetensors file; or
-      an .npz file of vit_jax, big_vision or vmoe.
+      an .npz file of vit_jax, big_vision or vmoe; or what `exported` wrote.
 
   Raises:
     FileNotFoundError: there is nothing at the path.

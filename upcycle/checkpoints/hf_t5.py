@@ -9,66 +9,25 @@ import numpy as np
 
 from upcycle.checkpoints import naming
 from upcycle.checkpoints.arrays import LazyArray
+from upcycle.checkpoints.hf_t5_names import EMBEDDING, IDLE, NAMES
 
-_EMBEDDING = 'shared.weight'
 _TRANSPOSED = re.compile(r'.*/(kernel|rel_embedding)')
 
 
-def _attention(source: str, target: str) -> tuple[tuple[str, str], ...]:
-  """Rules of the four projections of one attention."""
-  names = {'q': 'query', 'k': 'key', 'v': 'value', 'o': 'out'}
-  return tuple(
-    (rf'{source}\.{q}\.weight', f'{target}/{name}/kernel')
-    for q, name in names.items()
-  )
-
-
-_BLOCK = r'(encoder|decoder)\.block\.(\d+)\.layer'
-_ENCODER = r'(encoder)\.block\.(\d+)\.layer'
-_DECODER = r'(decoder)\.block\.(\d+)\.layer'
-_LAYER = r'\1/layers_\2'
-
-_RULES = (
-  (r'shared\.weight', 'token_embedder/embedding'),
-  (r'lm_head\.weight', 'decoder/logits_dense/kernel'),
-  (r'(encoder|decoder)\.final_layer_norm\.weight', r'\1/\1_norm/scale'),
-  (
-    r'(encoder|decoder)\.block\.0\.layer\.0\.SelfAttention'
-    r'\.relative_attention_bias\.weight',
-    r'\1/relpos_bias/rel_embedding',
-  ),
-  # The published T5 1.0 files hold this; no model uses it.
-  (
-    r'decoder\.block\.0\.layer\.1\.EncDecAttention'
-    r'\.relative_attention_bias\.weight',
-    naming.UNUSED,
-  ),
-  *_attention(rf'{_ENCODER}\.0\.SelfAttention', f'{_LAYER}/attention'),
-  *_attention(rf'{_DECODER}\.0\.SelfAttention', f'{_LAYER}/self_attention'),
-  *_attention(
-    rf'{_DECODER}\.1\.EncDecAttention', f'{_LAYER}/encoder_decoder_attention'
-  ),
-  (
-    rf'{_ENCODER}\.0\.layer_norm\.weight',
-    f'{_LAYER}/pre_attention_layer_norm/scale',
-  ),
-  (
-    rf'{_DECODER}\.0\.layer_norm\.weight',
-    f'{_LAYER}/pre_self_attention_layer_norm/scale',
-  ),
-  (
-    rf'{_DECODER}\.1\.layer_norm\.weight',
-    f'{_LAYER}/pre_cross_attention_layer_norm/scale',
-  ),
-  (
-    rf'{_BLOCK}\.[12]\.layer_norm\.weight',
-    f'{_LAYER}/pre_mlp_layer_norm/scale',
-  ),
-  (
-    rf'{_BLOCK}\.[12]\.DenseReluDense\.(wi|wi_0|wi_1|wo)\.weight',
-    rf'{_LAYER}/mlp/\3/kernel',
-  ),
-)
+# Their fields and the arguments of our config.
+_FIELDS = {
+  'vocab_size': 'vocab_size',
+  'd_model': 'emb_dim',
+  'num_heads': 'num_heads',
+  'num_layers': 'num_encoder_layers',
+  'num_decoder_layers': 'num_decoder_layers',
+  'd_kv': 'head_dim',
+  'd_ff': 'mlp_dim',
+}
+_ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
+# What our model has no other value for.
+_FIXED = {'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6}
+_TOKENS = {'pad_token_id': 0, 'eos_token_id': 1, 'decoder_start_token_id': 0}
 
 
 def convert(
@@ -87,12 +46,8 @@ def convert(
   """
   facts = _facts(config, where)
   tensors = _without_copies(tensors, facts, where)
-  params = naming.rename_all(tensors, _RULES, where)
-  turned = {
-    path: leaf.T if _TRANSPOSED.fullmatch(path) else leaf
-    for path, leaf in params.items()
-  }
-  return turned, facts
+  params = naming.rename_all(tensors, naming.rules((*NAMES, IDLE)), where)
+  return _turned(params), facts
 
 
 def _facts(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -101,29 +56,22 @@ def _facts(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   Raises:
     ValueError: the model is another than T5 1.0, T5 1.1 or mT5.
   """
-  fixed = {'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6}
   other = [
-    f'{k}={config[k]}' for k, v in fixed.items() if config.get(k, v) != v
+    f'{k}={config[k]}' for k, v in _FIXED.items() if config.get(k, v) != v
   ]
-  activation = config.get('feed_forward_proj', 'relu').split('-')
-  if activation not in (['relu'], ['gated', 'gelu']):
-    other.append(f'feed_forward_proj={config["feed_forward_proj"]}')
+  activation = config.get('feed_forward_proj', 'relu')
+  if activation not in _ACTIVATIONS:
+    other.append(f'feed_forward_proj={activation}')
   if other:
     raise ValueError(
       f'{where} describes a T5 that this code has no model for: '
       f'{", ".join(other)}.'
     )
-  depth = config['num_layers']
-  gated = len(activation) == 2
+  decoder = config.get('num_decoder_layers') or config['num_layers']
+  config = {**config, 'num_decoder_layers': decoder}
   return {
-    'vocab_size': config['vocab_size'],
-    'emb_dim': config['d_model'],
-    'num_heads': config['num_heads'],
-    'num_encoder_layers': depth,
-    'num_decoder_layers': config.get('num_decoder_layers') or depth,
-    'head_dim': config['d_kv'],
-    'mlp_dim': config['d_ff'],
-    'mlp_activations': ('gelu', 'linear') if gated else ('relu',),
+    **{ours: config[theirs] for theirs, ours in _FIELDS.items()},
+    'mlp_activations': _ACTIVATIONS[activation],
     'logits_via_embedding': _is_tied(config),
   }
 
@@ -152,10 +100,55 @@ def _without_copies(
     copy = out.pop(name, None)
     if copy is None:
       continue
-    kept = out.setdefault(_EMBEDDING, copy)
+    kept = out.setdefault(EMBEDDING, copy)
     if kept is not copy and not np.array_equal(kept, copy):
       raise ValueError(
-        f'{where}: {name} differs from {_EMBEDDING}, which config.json says '
+        f'{where}: {name} differs from {EMBEDDING}, which config.json says '
         'it is tied to.'
       )
   return out
+
+
+def restore(
+  params: Mapping[str, Any], model: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+  """The config, the generation config and the tensors, under their names.
+
+  Args:
+    params: by path.
+    model: the arguments of a `T5Config`.
+    where: begins messages.
+
+  Raises:
+    ValueError: their T5 has no such activations, or no such parameters, all of
+      which it lists.
+  """
+  names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+  activation = names.get(tuple(model['mlp_activations']))
+  if activation is None:
+    raise ValueError(
+      f'{where}: Hugging Face has no T5 with the activations '
+      f'{model["mlp_activations"]}: take the format safetensors.'
+    )
+  config = {
+    'architectures': ['T5ForConditionalGeneration'],
+    'model_type': 't5',
+    'is_encoder_decoder': True,
+    **{theirs: model[ours] for theirs, ours in _FIELDS.items()},
+    'feed_forward_proj': activation,
+    # Since transformers 5 it says whether logits are scaled.
+    'tie_word_embeddings': model['logits_via_embedding'],
+    'relative_attention_num_buckets': 32,
+    **_FIXED,
+    **_TOKENS,
+  }
+  back = naming.rules((ours, theirs) for theirs, ours in NAMES)
+  return config, dict(_TOKENS), naming.rename_all(_turned(params), back, where)
+
+
+def _turned(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Matrices by inputs and outputs, from the other way round, or back."""
+  return {
+    path: leaf.T if _TRANSPOSED.fullmatch(path) else leaf
+    for path, leaf in params.items()
+  }

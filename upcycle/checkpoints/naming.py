@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of a foreign format become ours, each once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import re
 
 from upcycle import trees
 from upcycle.checkpoints.arrays import LazyArray
@@ -45,3 +46,14 @@ def rename_all(
       'model:\n  ' + '\n  '.join(problems)
     )
   return params
+
+
+def rules(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+  """Rules from pairs of names, in which # stands for the number of a layer.
+
+  The other way round, the pairs lead back.
+  """
+  return tuple(
+    (re.escape(name).replace(r'\#', r'(\d+)'), target.replace('#', r'\1'))
+    for name, target in pairs
+  )

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 import os
 from pathlib import Path
 import re
-import shutil
-import time
 from typing import Any
 
 import numpy as np
 
 from upcycle import trees
-from upcycle.checkpoints import scanned, stores, t5x_index
+from upcycle.checkpoints import folders, scanned, stores, t5x_index
 from upcycle.checkpoints.arrays import Checkpoint, LazyArray
 
 INDEX = 'checkpoint'
@@ -192,54 +190,25 @@ def write(
     ValueError: unknown compression, a path named for another step, slots that
       are not Adafactor's, or too little room on the disk.
   """
-  target = _target(path, step, overwrite)
+  target = _target(path, step)
   index, arrays = t5x_index.plan(params, step, opt_state, compression)
-  partial = target.with_name(f'{target.name}.tmp-{int(time.time())}')
-  _check_room(target.parent, sum(_nbytes(x) for _, x in arrays))
-  partial.mkdir(parents=True)
-  try:
+  nbytes = sum(_nbytes(x) for _, x in arrays)
+  with folders.writing(target, nbytes, overwrite=overwrite) as partial:
     for spec, array in arrays:
       stores.write_array(str(partial), spec, array)
       if progress:
         progress(spec['kvstore']['path'].rstrip('/'), _nbytes(array))
     stores.write_file(str(partial), INDEX, t5x_index.pack(index))
-    if target.exists():
-      shutil.rmtree(target)
-    partial.rename(target)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
   return target
 
 
-def _target(path: str | os.PathLike, step: int, overwrite: bool) -> Path:
-  if stores.is_remote(os.fspath(path)):
-    raise ValueError(
-      f'{path}: a checkpoint is written to a local folder; '
-      'copy it from there with `gcloud storage cp -r`.'
-    )
-  path = Path(path).expanduser()
+def _target(path: str | os.PathLike, step: int) -> Path:
+  path = folders.local(path)
   named = re.fullmatch(r'checkpoint_(\d+)', path.name)
   if named and int(named[1]) != step:
     raise ValueError(f'{path} is named for another step than {step}.')
-  target = path if named else path / f'checkpoint_{step}'
-  if target.exists() and not overwrite:
-    raise FileExistsError(
-      f'{target} is there already; remove it or choose another folder.'
-    )
-  return target
+  return path if named else path / f'checkpoint_{step}'
 
 
 def _nbytes(array: Any) -> int:
   return int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize
-
-
-def _check_room(folder: Path, needed: int) -> None:
-  while not folder.exists():
-    folder = folder.parent
-  free = shutil.disk_usage(folder).free
-  if free < needed:
-    raise ValueError(
-      f'{folder} has {free / 1e9:.1f} GB free, the checkpoint takes '
-      f'{needed / 1e9:.1f} GB: make room or choose another disk.'
-    )
