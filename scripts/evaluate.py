@@ -5,7 +5,8 @@ r"""Evaluates a checkpoint of any format, without training.
     --gin.MODEL_DIR="'runs/vit_laptop/upcycle'"
   python scripts/evaluate.py --gin_file=configs/dense_vit_laptop.gin \
     --gin_file=configs/fewshot_vit_laptop.gin \
-    --checkpoint=runs/vit_laptop/pretrain --output=pretrain.jsonl
+    --checkpoint=runs/vit_laptop/pretrain --output=pretrain.jsonl \
+    --weights=int8
 
 What is evaluated is what the config evaluates while it trains: the loss on
 train.train.eval_data, and train.train.evaluations by name; None leaves one out,
@@ -26,6 +27,10 @@ def main() -> None:
     output=(
       'a file to append to; MODEL_DIR/evaluation.jsonl of a run if not given',
       '',
+    ),
+    weights=(
+      'what kernels and embeddings are kept in: float32, bfloat16 or int8',
+      'float32',
     ),
   )
   import jax
@@ -65,12 +70,22 @@ def main() -> None:
       eval_data=bound('eval_data', None),
       eval_batches=bound('eval_batches', None),
       evaluations=bound('evaluations', None),
+      weights=args.weights,
       progress=lambda what: bar.update(task, description=what),
     ):
-      row = {'checkpoint': str(checkpoint), 'step': source.step, 'split': name}
+      row = {
+        'checkpoint': str(checkpoint),
+        'step': source.step,
+        'weights': args.weights,
+        'split': name,
+      }
       results.append(output, row | values)
       for metric, value in values.items():
-        shown.add_row(name, metric, f'{value:.4f}')
+        shown.add_row(
+          name,
+          metric,
+          f'{value:,}' if isinstance(value, int) else f'{value:.4f}',
+        )
   screen.print(shown)
   print(f'Written to {output}.')
 

@@ -14,12 +14,22 @@ from upcycle import checkpoints
 
 # Fields of configs that change a model's function but none of its shapes.
 SHAPELESS = 'activation', 'norm_epsilon'
+_NOT_ARCHITECTURE = 'dropout_rate', 'dtype', 'head_bias', 'remat'
 
 
 def facts(config: Any) -> dict[str, Any]:
   """What a checkpoint of the model records beside its arrays."""
   fields = {f.name for f in dataclasses.fields(config)}
   return {name: getattr(config, name) for name in SHAPELESS if name in fields}
+
+
+def architecture(config: Any) -> dict[str, Any]:
+  """The arguments of a model's config, but for experts and how it is run."""
+  return {
+    f.name: getattr(config, f.name)
+    for f in dataclasses.fields(config)
+    if 'moe' not in f.name and f.name not in _NOT_ARCHITECTURE
+  }
 
 
 def check(source: checkpoints.Checkpoint, config: Any, shapes: Any) -> None:

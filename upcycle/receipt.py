@@ -42,19 +42,30 @@ def first_losses(
   times the sum of a token's combine weights, its scale. What the router's
   initialisation lets expect stands beside what the batch shows.
   """
-  mean, measured = _evaluate(model, loss, params, batch)
+  mean, metrics = _evaluate(model, loss, params, batch)
   values: dict[str, Any] = {'loss': mean}
   expected = model.expected_scales()
   if not expected:
     return values
+  measured = _scales(model, metrics)
   values['scale'] = {
-    path: {'expected': scale, 'measured': float(measured[f'{path}/scale'])}
+    path: {'expected': scale, 'measured': measured[path]}
     for path, scale in expected.items()
   }
   dense = model.dense()
   if not trees.diff(dense_shapes(dense), source):
     values['dense_loss'], _ = _evaluate(dense, loss, source, batch)
   return values
+
+
+def scales(model: Any, loss: Loss, params: Any, batch: Any) -> dict[str, float]:
+  """Mean sum of a token's combine weights in every MoE layer, on one batch."""
+  _, metrics = _evaluate(model, loss, params, batch)
+  return _scales(model, metrics)
+
+
+def _scales(model: Any, metrics: Mapping[str, Any]) -> dict[str, float]:
+  return {path: float(metrics[f'{path}/scale']) for path in model.moe_layers()}
 
 
 def _evaluate(

@@ -23,8 +23,8 @@ ExpertInit = Callable[[jax.Array, str, Any, int], Any]
 
 # (regex of the target, kind, template of the source). The first rule that
 # matches and whose source exists counts, so a tree that is sparse already, or
-# stays dense, is copied. The groups of an 'expert' rule are the layer and the
-# parameter's name in it.
+# stays dense, is copied. The groups of the rule of an MLP's parameter are the
+# layer and the parameter's name in it.
 Rules = tuple[tuple[str, str, str | None], ...]
 RULES: Rules = (
   (r'(.*)', 'copied', r'\1'),
@@ -40,11 +40,11 @@ class Origin:
   """What a target parameter is made of.
 
   Attributes:
-    kind: 'copied', 'expert' (a source with a new leading expert axis) or
-      'fresh'.
-    source: path of the dense parameter; None if fresh.
-    layer: path of the MLP that an expert parameter belongs to.
-    name: path of an expert parameter within its MLP.
+    kind: 'copied', 'expert' (a source with a new leading expert axis),
+      'merged' (one without it any more, see `downcycle`) or 'fresh'.
+    source: path of the source's parameter; None if fresh.
+    layer: path of the MLP that an 'expert' or 'merged' one belongs to.
+    name: path of such a parameter within its MLP.
   """
 
   kind: str
@@ -54,20 +54,20 @@ class Origin:
 
 
 def origins(
-  dense: trees.Tree, sparse: trees.Tree, rules: Rules = RULES
+  source: trees.Tree, target: trees.Tree, rules: Rules = RULES
 ) -> dict[str, Origin]:
-  """What each parameter of `sparse` is made of, by path.
+  """What each parameter of `target` is made of, by path.
 
   Args:
-    dense: the source's parameters; only shapes and dtypes are looked at.
-    sparse: the target's parameters, or their shapes.
+    source: its parameters; only shapes and dtypes are looked at.
+    target: its parameters, or their shapes.
     rules: see `RULES`.
 
   Raises:
     ValueError: a target has no source, a source is used nowhere, a shape does
       not fit, or a dtype cannot be cast without loss; all are listed.
   """
-  have, want = trees.flatten(dense), trees.flatten(sparse)
+  have, want = trees.flatten(source), trees.flatten(target)
   found = {path: _origin(path, have, rules) for path in want}
   lines = [line for path in want for line in _misfit(path, found, want, have)]
   used = {origin.source for origin in found.values() if origin}
@@ -140,11 +140,7 @@ def upcycle(
         leaf = init(layer_key, origin.name, leaf, shape[0])
       return leaf
 
-    leaf = have[origin.source]
-    if isinstance(leaf, trees.LazyArray):
-      read = leaf.read
-      return trees.LazyArray(shape, dtype, lambda: np.asarray(build(read())))
-    return build(leaf)
+    return trees.lazily(build, have[origin.source], want[path])
 
   found = origins(dense, sparse, rules)
   return trees.unflatten({path: make(path, o) for path, o in found.items()})
@@ -156,16 +152,16 @@ def _on_mesh(expert_init: ExpertInit, sharding: Any) -> ExpertInit:
 
 
 def receipt(
-  dense: trees.Tree,
-  sparse: trees.Tree,
+  source: trees.Tree,
+  target: trees.Tree,
   rules: Rules = RULES,
   digests: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """Where every parameter came from, with checksums of the sources.
 
   Args:
-    dense: the source's parameters.
-    sparse: the target's, or their shapes.
+    source: its parameters.
+    target: its parameters, or their shapes.
     rules: what each target is made of.
     digests: `sha256` of each source by path; None reads them.
 
@@ -174,18 +170,18 @@ def receipt(
     `origin`: by target path its kind, source and the source's SHA-256.
   """
   if digests is None:
-    digests = {p: sha256(x) for p, x in trees.flatten(dense).items()}
+    digests = {p: sha256(x) for p, x in trees.flatten(source).items()}
   digests = dict(sorted(digests.items()))
-  found = origins(dense, sparse, rules)
-  sizes = {p: int(np.prod(x.shape)) for p, x in trees.flatten(sparse).items()}
+  found = origins(source, target, rules)
+  sizes = {p: int(np.prod(x.shape)) for p, x in trees.flatten(target).items()}
   count = lambda kind: sum(  # noqa: E731
     n for p, n in sizes.items() if found[p].kind == kind
   )
   return {
     'parameters': {
-      'source': sum(int(np.prod(x.shape)) for x in _leaves(dense)),
+      'source': sum(int(np.prod(x.shape)) for x in _leaves(source)),
       'target': sum(sizes.values()),
-      **{kind: count(kind) for kind in ('copied', 'expert', 'fresh')},
+      **{kind: count(kind) for _, kind, _ in rules},
     },
     'checksum': hashlib.sha256(repr(digests).encode()).hexdigest(),
     'origin': {
@@ -217,7 +213,7 @@ def _origin(path: str, have: Mapping[str, Any], rules: Rules) -> Origin | None:
       return Origin(kind)
     source = match.expand(template)
     if source in have:
-      return Origin(kind, source, *(match.groups() if kind == 'expert' else ()))
+      return Origin(kind, source, *(() if kind == 'copied' else match.groups()))
   return None
 
 
@@ -233,10 +229,10 @@ def _misfit(
   if origin.source is None:
     return []
   source = have[origin.source]
-  expected = target.shape[1:] if origin.kind == 'expert' else target.shape
-  if tuple(source.shape) == tuple(expected) and np.can_cast(
-    source.dtype, target.dtype
-  ):
+  # All but the axis of experts that one of them has.
+  expected = tuple(target.shape)[origin.kind == 'expert' :]
+  given = tuple(source.shape)[origin.kind == 'merged' :]
+  if given == expected and np.can_cast(source.dtype, target.dtype):
     return []
   return [
     f'mismatch: {path} {trees.describe(target)} cannot be {origin.kind} from '

@@ -128,3 +128,19 @@ class LazyArray:
       raise ValueError('A LazyArray is read from disk: always a new array.')
     array = self.read()
     return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def lazily(build: Callable[[Any], Any], leaf: Any, want: Any) -> Any:
+  """build(leaf): when it is used, if the leaf is lazy.
+
+  Args:
+    build: from an array to one of the shape and dtype of `want`.
+    leaf: an array or a lazy one.
+    want: anything with a shape and a dtype.
+  """
+  if not isinstance(leaf, LazyArray):
+    return build(leaf)
+  read = leaf.read
+  return LazyArray(
+    tuple(want.shape), np.dtype(want.dtype), lambda: np.asarray(build(read()))
+  )

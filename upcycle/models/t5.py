@@ -185,22 +185,25 @@ class T5(nn.Module):
       config = dataclasses.replace(config, decoder_moe=sparse)
     return self.clone(config=config, parent=None)
 
+  def moe_layers(self) -> dict[str, moe.MoeConfig]:
+    """What every MoE layer is like, by its path."""
+    return {
+      f'{stack}/layers_{i}/mlp': sparse
+      for stack in ('encoder', 'decoder')
+      for i, sparse in self.config.sparse_layers(stack).items()
+    }
+
   def num_experts(self) -> tuple[int, ...]:
     """Of every MoE layer."""
-    return tuple(
-      sparse.num_experts
-      for stack in ('encoder', 'decoder')
-      for sparse in self.config.sparse_layers(stack).values()
-    )
+    return tuple(sparse.num_experts for sparse in self.moe_layers().values())
 
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
     return {
-      f'{stack}/layers_{i}/mlp': moe.expected_scale(
-        sparse, self.config.emb_dim, causal=stack == 'decoder'
+      path: moe.expected_scale(
+        sparse, self.config.emb_dim, causal=path.startswith('decoder')
       )
-      for stack in ('encoder', 'decoder')
-      for i, sparse in self.config.sparse_layers(stack).items()
+      for path, sparse in self.moe_layers().items()
     }
 
 

@@ -153,19 +153,23 @@ class ViT(nn.Module):
     """The same model without a head, for frozen features."""
     return self._with(num_classes=None)
 
+  def moe_layers(self) -> dict[str, moe.MoeConfig]:
+    """What every MoE layer is like, by its path."""
+    return {
+      f'Transformer/encoderblock_{i}/Moe': sparse
+      for i, sparse in self.config.sparse_layers().items()
+    }
+
   def num_experts(self) -> tuple[int, ...]:
     """Of every MoE layer."""
-    sparse = self.config.sparse_layers()
-    return tuple(config.num_experts for config in sparse.values())
+    return tuple(sparse.num_experts for sparse in self.moe_layers().values())
 
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
     width, row = self.config.width, self.config.tokens
     return {
-      f'Transformer/encoderblock_{i}/Moe': moe.expected_scale(
-        sparse, width, row=row
-      )
-      for i, sparse in self.config.sparse_layers().items()
+      path: moe.expected_scale(sparse, width, row=row)
+      for path, sparse in self.moe_layers().items()
     }
 
   def _with(self, **changes: Any) -> 'ViT':
