@@ -131,5 +131,9 @@ class Model:
     """See `ViT.features`."""
     return Model(self.model.features())
 
+  def serving(self) -> 'Model':
+    """See `T5.serving`."""
+    return Model(self.model.serving())
+
   def __getattr__(self, name: str) -> Any:
     return getattr(self.model, name)
