@@ -25,17 +25,27 @@ SUPER_GLUE_MIXTURE = 'super_glue_v102_proportional'
 
 
 def register(vocabulary_path: str | Path | None = None) -> None:
-  """Declares all tasks and mixtures here, once.
+  """Declares all tasks and mixtures here, once; see `output_features`."""
+  if SUPER_GLUE_MIXTURE in seqio.MixtureRegistry.names():
+    return
+  features = output_features(vocabulary_path)
+  _register_c4(features)
+  _register_super_glue(features)
+
+
+def output_features(
+  vocabulary_path: str | Path | None = None,
+) -> dict[str, seqio.Feature]:
+  """Inputs, which may be missing, and targets, in one vocabulary and with EOS.
 
   Args:
-    vocabulary_path: T5's SentencePiece model without sentinels; None takes the
-      prepared one below ./data if there is one, else the public one.
+    vocabulary_path: a SentencePiece model without sentinels, such as T5's; None
+      takes T5's, the prepared one below ./data if there is one, else the public
+      one.
 
   Raises:
     FileNotFoundError: there is no such local file.
   """
-  if SUPER_GLUE_MIXTURE in seqio.MixtureRegistry.names():
-    return
   if vocabulary_path is None:
     prepared = Path(PREPARED_VOCABULARY)
     vocabulary_path = prepared if prepared.exists() else PUBLIC_VOCABULARY
@@ -46,12 +56,10 @@ def register(vocabulary_path: str | Path | None = None) -> None:
       '--vocabulary=t5` makes one.'
     )
   words = seqio.SentencePieceVocabulary(path, vocabulary.EXTRA_IDS)
-  features = {
+  return {
     'inputs': seqio.Feature(words, add_eos=True, required=False),
     'targets': seqio.Feature(words, add_eos=True),
   }
-  _register_c4(features)
-  _register_super_glue(features)
 
 
 def _register_c4(features: Mapping[str, seqio.Feature]) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 from upcycle.data.batches import Batch, shard
 
 LENGTHS = {'inputs': 512, 'targets': 114}
+# Modules with a `register(vocabulary_path)` that declares tasks, once.
+DECLARED = ('upcycle.data.seqio_t5', 'upcycle.data.seqio_local')
 
 
 class SeqioBatches:
@@ -90,8 +92,9 @@ def seqio_mixture(
   """Batches of a registered SeqIO task or mixture.
 
   Args:
-    mixture: its name, e.g. 'c4_v220_span_corruption' (`seqio_t5`), or one that
-      a module of `module_import` registers.
+    mixture: its name, e.g. 'c4_v220_span_corruption' (`seqio_t5`) or
+      'local_suite_proportional' (`seqio_local`), or one that a module of
+      `module_import` registers.
     batch_size: rows over all processes.
     split: 'train', 'validation', ...
     task_feature_lengths: tokens of 'inputs' and 'targets'; None means LENGTHS.
@@ -102,7 +105,8 @@ def seqio_mixture(
     shuffle: whether to shuffle.
     use_cached: take what SeqIO's own caching wrote.
     module_import: modules to import first, by name.
-    vocabulary_path: of the tasks declared here, see `seqio_t5.register`.
+    vocabulary_path: of the tasks declared here, see `output_features` of
+      `seqio_t5`.
     shard_index: this process; None asks JAX.
     shard_count: processes; None asks JAX.
 
@@ -112,10 +116,7 @@ def seqio_mixture(
     FileNotFoundError: data sets that are not prepared, all of them.
   """
   index, count, rows = shard(batch_size, shard_index, shard_count)
-  seqio = _seqio()
-  for module in module_import:
-    importlib.import_module(module)
-  _check(seqio, mixture, split, vocabulary_path)
+  seqio = ready(mixture, split, module_import, vocabulary_path)
   examples = functools.partial(
     seqio.get_dataset,
     mixture,
@@ -134,6 +135,32 @@ def seqio_mixture(
   return SeqioBatches(examples, batch_size, slice(index, None, count))
 
 
+def ready(
+  mixture: str,
+  split: str,
+  module_import: Sequence[str] = (),
+  vocabulary_path: str | Path | None = None,
+) -> Any:
+  """The module seqio, once it knows a mixture whose data are there.
+
+  Arguments and errors are those of `seqio_mixture`.
+  """
+  seqio = _seqio()
+  for module in module_import:
+    importlib.import_module(module)
+  if mixture not in _known(seqio):
+    for module in DECLARED:
+      importlib.import_module(module).register(vocabulary_path)
+  if mixture not in _known(seqio):
+    raise ValueError(
+      f'SeqIO knows no task or mixture {mixture!r}; it knows '
+      f'{", ".join(sorted(_known(seqio)))}. module_import names modules with '
+      'others.'
+    )
+  _check(seqio, mixture, split)
+  return seqio
+
+
 def _seqio():
   """The module, with TensorFlow kept off the accelerators that JAX uses."""
   try:
@@ -148,19 +175,12 @@ def _seqio():
   return seqio
 
 
-def _check(seqio, mixture: str, split: str, vocabulary_path) -> None:
-  """Raises one error that says what is missing, before anything is read."""
-  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  if mixture not in known:
-    from upcycle.data import seqio_t5
+def _known(seqio) -> set[str]:
+  return {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
 
-    seqio_t5.register(vocabulary_path)
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  if mixture not in known:
-    raise ValueError(
-      f'SeqIO knows no task or mixture {mixture!r}; it knows '
-      f'{", ".join(sorted(known))}. module_import names modules with others.'
-    )
+
+def _check(seqio, mixture: str, split: str) -> None:
+  """Raises one error that says what is missing, before anything is read."""
   tasks = seqio.get_subtasks(seqio.get_mixture_or_task(mixture))
   missing = {
     task.source.tfds_dataset.name: task.source.tfds_dataset.data_dir
@@ -182,3 +202,6 @@ def _check(seqio, mixture: str, split: str, vocabulary_path) -> None:
     raise ValueError(
       f'{mixture} has no split {split!r}; it has {sorted(splits)}.'
     )
+  for task in tasks:
+    if split in task.splits:
+      task.num_input_examples(split)  # of ours: says what is not prepared

@@ -127,7 +127,7 @@ def span_corruption(
 
 
 def text_pairs(
-  path: str | Path,
+  path: str | Path | Sequence[str | Path],
   vocabulary_path: str | Path,
   *,
   batch_size: int,
@@ -146,7 +146,8 @@ def text_pairs(
   are cut, EOS is kept. Arguments are those of `span_corruption`, but for:
 
   Args:
-    path: the JSON lines.
+    path: the JSON lines; of several files every example is equally likely,
+      that is, tasks are mixed in proportion to their examples.
     vocabulary_path: a .model file, or a tokenized corpus folder.
     packed: several pairs share a row as segments, first fit.
 
@@ -154,6 +155,7 @@ def text_pairs(
     FileNotFoundError, ValueError: no file, or lines that are not such pairs.
   """
   words = vocabulary.load(vocabulary_path)
+  paths = [path] if isinstance(path, (str, Path)) else path
   lengths = {'inputs': inputs_length, 'targets': targets_length}
 
   def tokenize(pair: dict[str, str], rng: np.random.Generator) -> Example:
@@ -164,10 +166,10 @@ def text_pairs(
     }
 
   return batches(
-    read_pairs(path),
+    [pair for one in paths for pair in read_pairs(one)],
     tokenize,
     lengths=lengths,
-    what=str(path),
+    what=', '.join(map(str, paths)),
     batch_size=batch_size,
     packed=packed,
     seed=seed,

@@ -65,19 +65,19 @@ def scores(
   """
   texts = {s: [e.inputs for e in found] for s, found in splits.items()}
   answers = {
-    s: np.array([labels.index(e.targets) for e in found], int)
-    for s, found in splits.items()
+    s: [labels.index(e.targets) for e in found] for s, found in splits.items()
   }
   result: Scores = {}
   for name, fit in BASELINES.items():
-    classify = fit(texts['train'], answers['train'], len(labels))
+    classify = fit(texts['train'], np.array(answers['train']), len(labels))
     result[name] = {
-      s: {
-        metric: value
-        for score in metrics
-        for metric, value in score(answers[s], classify(texts[s])).items()
-      }
+      s: _measure(metrics, answers[s], classify(texts[s]).tolist())
       for s in splits
       if s != 'train'
     }
   return result
+
+
+def _measure(metrics, targets, predictions) -> dict[str, float]:
+  measured = [metric(targets, predictions) for metric in metrics]
+  return {name: x for values in measured for name, x in values.items()}
