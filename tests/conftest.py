@@ -4,16 +4,21 @@
 Tests that need several devices start a process of their own.
 """
 
-import contextlib
 import json
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('MPLBACKEND', 'agg')
-# scripts/train.py keeps compiled programs in the user's cache folder.
-os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
+# Compiling takes longer than running here: quickly rather than well (LLVM's
+# optimizations alone are off), and each program once for all processes.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  PROGRAMS = tempfile.TemporaryDirectory(prefix='programs-')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS.name
 
 from jaxtyping import install_import_hook  # JAX reads the variables above
 
@@ -45,29 +50,3 @@ def golden(name: str) -> tuple[dict, dict]:
   if 'meta_json' in arrays:
     return arrays, json.loads(arrays.pop('meta_json').tobytes())
   return arrays, json.loads(str(arrays.pop('meta', '{}')))
-
-
-@contextlib.contextmanager
-def compiled_once(folder):
-  """Equal programs are compiled once, and quickly rather than well."""
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
-
-  options = {
-    'jax_enable_compilation_cache': True,
-    'jax_compilation_cache_dir': str(folder),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
-  }
-  before = {name: jax.config.values[name] for name in options}
-
-  def configure(values):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it has made up its mind before
-
-  configure(options)
-  try:
-    yield
-  finally:
-    configure(before)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import conftest, tiny_runs, tiny_vit_runs
+from tests import tiny_runs, tiny_vit_runs
 from upcycle import initialize, optim, results, routing, train
 from upcycle.data import images
 from upcycle.models import t5, vit
@@ -30,13 +30,6 @@ def paths(tmp_path_factory):
     tiny: tiny.files(tmp_path_factory.mktemp('tiny'))
     for tiny in (tiny_runs, tiny_vit_runs)
   }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Configs that differ in sizes alone are the same tiny program."""
-  with conftest.compiled_once(tmp_path_factory.mktemp('programs')):
-    yield
 
 
 @pytest.fixture(autouse=True)

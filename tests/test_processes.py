@@ -27,20 +27,10 @@ def paths(tmp_path_factory):
   return tiny_runs.files(tmp_path_factory.mktemp('tiny'))
 
 
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """Variables of a process with so many devices; programs compile once."""
-  cache = {
-    'JAX_ENABLE_COMPILATION_CACHE': 'true',
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs')),
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-  }
-
-  def of(devices):
-    flags = f'--xla_force_host_platform_device_count={devices}'
-    return os.environ | cache | {'XLA_FLAGS': flags}
-
-  return of
+def environment(devices):
+  """Variables of a process with so many devices."""
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return os.environ | {'XLA_FLAGS': flags}
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +56,7 @@ def free_address():
 
 
 @contextlib.contextmanager
-def two_processes(command, environment, prefix=lambda index: []):
+def two_processes(command, prefix=lambda index: []):
   """Starts them; they are gone when the context ends."""
   address = free_address()
   processes = [
@@ -108,10 +98,10 @@ def logged(folder):
 
 
 @pytest.fixture(scope='module')
-def whole(command, environment, tmp_path_factory):
+def whole(command, tmp_path_factory):
   """The folder of a run of two processes that was left alone."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  with two_processes(command(folder), environment) as processes:
+  with two_processes(command(folder)) as processes:
     ends(processes, 0)
   return folder
 
@@ -131,7 +121,7 @@ def same_to_the_bit(folder, whole):
     np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
 
 
-def test_two_processes_do_what_one_does(whole, command, environment, tmp_path):
+def test_two_processes_do_what_one_does(whole, command, tmp_path):
   done = subprocess.run(
     command(tmp_path / 'run'),
     env=environment(8),
@@ -149,11 +139,9 @@ def test_two_processes_do_what_one_does(whole, command, environment, tmp_path):
     np.testing.assert_allclose(ours[path], leaf, 0.05, 1e-3, err_msg=path)
 
 
-def test_sigterm_to_one_stops_both_with_a_checkpoint(
-  whole, command, environment, tmp_path
-):
+def test_sigterm_to_one_stops_both_with_a_checkpoint(whole, command, tmp_path):
   run = tmp_path / 'run'
-  with two_processes(command(run), environment) as processes:
+  with two_processes(command(run)) as processes:
     wait_for(run, 1010)
     processes[1].send_signal(signal.SIGTERM)
     ends(processes, 75)
@@ -161,13 +149,13 @@ def test_sigterm_to_one_stops_both_with_a_checkpoint(
   step = checkpoints.read(run).step
   assert 1010 <= step < 1000 + STEPS
   assert step == max(row['step'] for row in logged(run))
-  with two_processes(command(run), environment) as processes:
+  with two_processes(command(run)) as processes:
     ends(processes, 0)
   same_to_the_bit(run, whole)
 
 
 def test_supervisors_bring_back_a_run_one_of_whose_processes_died(
-  whole, command, environment, tmp_path
+  whole, command, tmp_path
 ):
   run = tmp_path / 'run'
 
@@ -176,14 +164,14 @@ def test_supervisors_bring_back_a_run_one_of_whose_processes_died(
     keep_pid = f'echo $$ > {tmp_path}/pid{index}; exec "$@"'
     return [*script, 'sh', '-c', keep_pid, 'sh']
 
-  with two_processes(command(run), environment, supervised) as processes:
+  with two_processes(command(run), supervised) as processes:
     wait_for(run, 1010)
     os.kill(int((tmp_path / 'pid1').read_text()), signal.SIGKILL)
     ends(processes, 0)
   same_to_the_bit(run, whole)
 
 
-def test_surgery_holds_its_own_shards_alone(environment, tmp_path):
+def test_surgery_holds_its_own_shards_alone(tmp_path):
   """Each process half of the experts, and of the dense model a leaf."""
   dense = own_shards.model(E=None)
   state = initialize.from_scratch(dense, optim.adafactor(0.1), 0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_text, tiny_vit_runs
-from tests.conftest import GOLDEN, compiled_once
+from tests.conftest import GOLDEN
 from tests.test_t5 import BATCH, DECODER, ENCODER, TINY
 from upcycle import (
   checkpoints,
@@ -31,13 +31,6 @@ from upcycle.checkpoints import slots
 from upcycle.checkpoints import state as run_state
 from upcycle.data import augment, images, text, vocabulary
 from upcycle.models import moe, t5, vit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Runs that are killed and go on are the same program as whole ones."""
-  with compiled_once(tmp_path_factory.mktemp('programs')):
-    yield
 
 
 @pytest.fixture(scope='module')

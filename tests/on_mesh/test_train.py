@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-from tests.conftest import compiled_once
 from tests.on_mesh import meshes
 from upcycle import (
   checkpoints,
@@ -29,12 +28,6 @@ from upcycle import (
 from upcycle.checkpoints import state as run_state
 from upcycle.data import batches as data_batches
 from upcycle.models import moe, t5, vit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  with compiled_once(tmp_path_factory.mktemp('programs')):
-    yield
 
 
 class Batches:
