@@ -41,14 +41,19 @@ class Collective(NamedTuple):
     kind: of KINDS.
     bytes: of what it works on, on one device: the larger of what goes in and
       what comes out.
-    group: partitions that take part together, those of the first such group.
+    groups: of partitions that take part together.
     times: that it runs in a step.
   """
 
   kind: str
   bytes: int
-  group: tuple[int, ...]
+  groups: tuple[tuple[int, ...], ...]
   times: int
+
+  @property
+  def group(self) -> tuple[int, ...]:
+    """The first group, like which the others are."""
+    return self.groups[0]
 
 
 def itemsize(dtype: str) -> float:
@@ -230,7 +235,7 @@ def collectives(text: str, partitions: int) -> list[Collective]:
       made = _INSTRUCTION.match(line)
       if made:
         kind, start = made[2], bool(made[3])
-        together = groups(line, partitions)[0]
-        size = payload(kind, made[1], start=start, group=len(together))
+        together = tuple(groups(line, partitions))
+        size = payload(kind, made[1], start=start, group=len(together[0]))
         result.append(Collective(kind, size, together, often[name]))
   return result
