@@ -244,8 +244,23 @@ def part_or_none(path: pathlib.Path) -> str | None:
   return part(path) if path.is_relative_to(ROOT / 'upcycle') else None
 
 
-def modules_after(statement: str) -> set[str]:
-  code = f'import sys; {statement}; print(*sys.modules)'
+# Packages that importing a module does not bring along, for what does without
+# them to start at once. Each is imported after those above it.
+LIGHT = {
+  'upcycle': {'grain', 'jax', 'matplotlib', 'orbax', *TENSORFLOW},
+  'upcycle.results': {'grain', 'jax', 'matplotlib', 'rich', 'tensorboardX'},
+  'upcycle.checkpoints': {'flax', 'grain', 'matplotlib', 'optax', 'orbax'},
+  'upcycle.convert': {'flax', 'grain', 'matplotlib', 'orbax', 'rich'},
+  'upcycle.evaluate_checkpoint': {'flax', 'grain', 'orbax', 'rich'},
+  'upcycle.train': {'PIL', 'grain', 'matplotlib', 'rich', 'tensorboardX'},
+}
+
+
+def modules_after(*statements: str) -> list[set[str]]:
+  """What a process has imported after each statement."""
+  code = 'import sys\n' + ''.join(
+    f'{s}; print(*sys.modules)\n' for s in statements
+  )
   out = subprocess.run(
     [sys.executable, '-c', code],
     cwd=ROOT,
@@ -254,12 +269,14 @@ def modules_after(statement: str) -> set[str]:
     check=False,
   )
   assert out.returncode == 0, out.stderr
-  return {module.split('.')[0] for module in out.stdout.split()}
+  lines = out.stdout.splitlines()
+  return [{m.split('.')[0] for m in line.split()} for line in lines]
 
 
-def test_import_upcycle_is_light():
-  heavy = {'grain', 'jax', 'matplotlib', 'orbax', *TENSORFLOW}
-  assert not heavy & modules_after('import upcycle')
+def test_imports_are_light():
+  found = modules_after(*(f'import {module}' for module in LIGHT))
+  for (module, heavy), modules in zip(LIGHT.items(), found, strict=True):
+    assert not heavy & modules, f'{module} imports {heavy & modules}'
 
 
 def test_the_core_runs_without_tensorflow():
@@ -268,7 +285,8 @@ def test_the_core_runs_without_tensorflow():
     for path in SOURCES
     if path.stem != '__init__' and not path.stem.startswith('seqio_')
   ]
-  found = TENSORFLOW & modules_after(f'import {", ".join(core)}')
+  (modules,) = modules_after(f'import {", ".join(core)}')
+  found = TENSORFLOW & modules
   assert not found, f'{found} imported by one of {core}'
 
 

@@ -18,7 +18,6 @@ from upcycle import (
   surgery,
 )
 from upcycle import expert_init as inits
-from upcycle.checkpoints import state as run_state
 
 
 def convert(
@@ -58,7 +57,7 @@ def convert(
   if format not in (None, 't5x', 'npz', 'orbax'):
     raise ValueError(f"format is 't5x', 'npz' or 'orbax', not {format!r}.")
   receipt_file = Path(output) / 'receipt.json'
-  if receipt_file.exists() or (Path(output) / run_state.FOLDER).exists():
+  if receipt_file.exists() or checkpoints.is_run(output):
     raise ValueError(f'{output} holds a run or a conversion: take another.')
   source = checkpoints.read(dense)
   shapes = initialize.param_shapes(model)
@@ -80,6 +79,8 @@ def convert(
       Path(output) / f'checkpoint_{source.step}.npz', params, facts
     )
   else:
+    from upcycle.checkpoints import state as run_state
+
     state = {'params': jax.tree.map(np.asarray, params), 'opt_state': {}}
     with run_state.manager(output, keep=None) as saved:
       run_state.save(saved, source.step, state, {}, {'model': facts})

@@ -16,13 +16,14 @@ __all__ = [
   'LazyArray',
   'exported',
   'huggingface',
+  'is_run',
   'read',
   't5x',
   'vit_npz',
 ]
 
 
-def _is_run(path: str) -> bool:
+def is_run(path: str | os.PathLike) -> bool:
   """A run's folder, or the folder of one step of it."""
   folder, name = os.path.split(os.path.abspath(path))
   return os.path.isdir(os.path.join(path, 'checkpoints')) or (
@@ -39,7 +40,7 @@ def _read_run(path: str) -> Checkpoint:
 
 # The first format that detects a path reads it.
 FORMATS = (
-  (_is_run, _read_run),
+  (is_run, _read_run),
   (exported.detect, exported.read),
   (vit_npz.detect, vit_npz.read),
   (t5x.detect, t5x.read),
