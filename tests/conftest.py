@@ -21,6 +21,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = PROGRAMS.name
 
 from jaxtyping import install_import_hook  # JAX reads the variables above
+import pytest
 
 # Every annotation in upcycle/ becomes an assertion; an int is a float.
 install_import_hook(
@@ -50,3 +51,11 @@ def golden(name: str) -> tuple[dict, dict]:
   if 'meta_json' in arrays:
     return arrays, json.loads(arrays.pop('meta_json').tobytes())
   return arrays, json.loads(str(arrays.pop('meta', '{}')))
+
+
+@pytest.fixture
+def fakes(tmp_path):
+  """A folder of stand-ins for what launchers call."""
+  from tests import fake_cloud
+
+  return fake_cloud.install(tmp_path / 'fakes')
