@@ -17,7 +17,6 @@ import inspect
 import json
 import os
 import re
-import resource
 import sys
 
 import gin_flags
@@ -37,10 +36,9 @@ def main() -> None:
     json=('one JSON object on stdout', ''),
   )
   found = _report(topology, args)
-  # Linux counts in KB, macOS in bytes.
-  unit = 1 if sys.platform == 'darwin' else 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  found |= {'compile_peak_rss': peak * unit}
+  from upcycle import cost
+
+  found |= {'compile_peak_rss': cost.peak_memory()}
   print(json.dumps(found)) if args.json else _show(found)
 
 

@@ -17,14 +17,21 @@ import numpy as np
 import pytest
 
 from tests import tiny_runs, tiny_scripts, tiny_text, tiny_vit_runs
-from upcycle import initialize, losses, optim, routing, train, train_step
+from upcycle import (
+  flops,
+  initialize,
+  losses,
+  optim,
+  routing,
+  train,
+  train_step,
+)
 from upcycle.models import moe, t5
 from upcycle.plan import (
   advice,
   batches,
   chips,
   estimate,
-  flops,
   hlo,
   program,
   topologies,

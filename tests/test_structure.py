@@ -22,6 +22,8 @@ IMPORTS = {
   'dispatch': set(),
   'expert_init': set(),
   'losses': set(),
+  'flops': set(),
+  'cost': {'flops', 'losses', 'partition', 'results', 'trees'},
   'optim': set(),
   'results': set(),
   'data': set(),
@@ -87,11 +89,12 @@ IMPORTS = {
     'surgery',
   },
   'train_step': {'initialize', 'losses', 'partition'},
-  'plan': {'data', 'initialize', 'losses', 'partition', 'train_step'},
+  'plan': {'data', 'flops', 'initialize', 'losses', 'partition', 'train_step'},
   # All but models: gin hands `model` and `init_from` to it.
   'train': {
     'checkpoints',
     'compatibility',
+    'cost',
     'data',
     'distill',
     'evaluate',

@@ -157,9 +157,9 @@ class Stopping:
 
 
 def same_runs(first, second, states):
-  """The same final states and the same metrics but for the clock."""
+  """The same final states and metrics but for the clock and peak memory."""
   jax.tree.map(np.testing.assert_array_equal, *states)
-  clock = ('seconds', 'tokens_per_second', 'images_per_second')
+  clock = ('seconds', 'tokens_per_second', 'images_per_second', 'peak_memory')
   rows = [
     [
       {k: v for k, v in row.items() if k not in clock}

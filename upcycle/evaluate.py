@@ -4,11 +4,12 @@
 from collections.abc import Callable, Iterable
 import functools
 import itertools
+import time
 from typing import Any
 
 import jax
 
-from upcycle import partition
+from upcycle import losses, partition
 from upcycle.losses import Sums
 
 
@@ -50,6 +51,24 @@ def evaluate(
   if not weight:
     raise ValueError('Nothing to evaluate on: no batch, or all weights are 0.')
   return {name: value / weight for name, value in total.items()}
+
+
+def timed(
+  eval_step: Callable[..., Sums], params: Any, batches: Iterable[Any]
+) -> dict[str, float]:
+  """`evaluate`, and the tokens or images a second, reading them included."""
+  counts, began = [], time.perf_counter()
+
+  def counted():
+    for batch in batches:
+      counts.append(losses.count(batch))
+      yield batch
+
+  means = evaluate(eval_step, params, counted())
+  # Each process counted its own rows.
+  amount = jax.process_count() * sum(n for _, n in counts)
+  seconds = time.perf_counter() - began
+  return means | {f'{counts[0][0]}_per_second': amount / seconds}
 
 
 def on_data(

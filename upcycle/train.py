@@ -16,6 +16,7 @@ import optax
 
 from upcycle import (
   compatibility,
+  cost,
   evaluate,
   initialize,
   losses,
@@ -116,9 +117,10 @@ def train(
     step_fn = train_step.make_train_step(
       model, loss, optimizer, microbatches=microbatches, seed=seed
     )
+    forward = evaluate.make_eval_step(model, loss)
+    spent = cost.of_run(model, step_fn, forward, state, batch)
     step_fn = train_step.compile_step(step_fn, state, batch)
-    measure = _evaluation(model, loss, eval_data, eval_batches, evaluations)
-    unit, amount = losses.count(batch)
+    measure = _evaluation(model, forward, eval_data, eval_batches, evaluations)
     # By now all that is configured has been called, and is in the config.
     _write_down(folder, config(), receipt)
     first = jax.process_index() == 0
@@ -126,6 +128,7 @@ def train(
       preemption.Watch(step) as watch,
       run_state.manager(folder, keep_checkpoints) as saved,
       results.Writer(folder, resume_step=resume, enabled=first) as writer,
+      cost.written(writer, step, end, spent),
       results.Progress(run['start'], end, enabled=first) as progress,
     ):
 
@@ -161,7 +164,7 @@ def train(
         if log:
           steps, seconds = step - since[0], run['seconds'] - since[1]
           since = step, run['seconds']
-          rate = {f'{unit}_per_second': amount * steps / seconds}
+          rate = cost.rate(batch, steps / seconds)
           values = jax.device_get(metrics | metrics.pop('layers')) | rate
           values['seconds'] = run['seconds']
           writer.write(step, 'train', values)
@@ -180,18 +183,17 @@ def train(
 
 def _evaluation(
   model: Any,
-  loss: Callable[..., losses.Sums],
+  step: Callable[..., losses.Sums],
   data: Iterable[Any] | None,
   batches: int | None,
   others: Mapping[str, Callable[..., dict[str, float]]] | None,
 ) -> Callable[[Any, bool], Iterator[tuple[str, dict[str, float]]]]:
   """From parameters to what is evaluated by name, the others if asked to."""
-  step = evaluate.make_eval_step(model, loss)
 
   def measure(params, every):
     if data is not None:
       first = itertools.islice(data, batches)
-      yield 'eval', evaluate.evaluate(step, params, first)
+      yield 'eval', evaluate.timed(step, params, first)
     for name, evaluation in (others or {}).items() if every else ():
       yield name, evaluation(model, params)
 

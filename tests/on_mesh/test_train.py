@@ -169,7 +169,7 @@ def test_losses_gradients_and_updates_do_not_depend_on_the_mesh(
   folder, expected = on_one(case)
   state = run(tmp_path / 'many', shape, case)
   agree(expected.params, state.params)
-  rows = [results.read(path) for path in (folder, tmp_path / 'many')]
+  rows = [results.read(path, 'train') for path in (folder, tmp_path / 'many')]
   assert [row['step'] for row in rows[0]] == [1, 2]
   timed = {'seconds', 'tokens_per_second', 'images_per_second'}
   for one, many in zip(*rows, strict=True):

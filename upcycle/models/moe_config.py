@@ -197,6 +197,21 @@ def expected_scale(
   return float(routed.metrics['scale'])
 
 
+@functools.cache
+def experts_per_token(config: MoeConfig, *, causal: bool = False) -> float:
+  """Experts that a token goes through, on average and at most.
+
+  Where tokens choose: K, or the capacity factor if that is less. Where experts
+  do: the capacity factor. Without a capacity: K.
+  """
+  # A token that is alone in its group finds room with all that may have it.
+  logits = jnp.zeros((1, 1, config.num_experts))
+  routed = config.router(logits, 1, causal=causal)
+  takers = float(routed.masks(1)[0].sum())
+  limited = isinstance(routed, routing.Routing)
+  return min(takers, config.capacity_factor) if limited else takers
+
+
 def group_shape(
   B: int, L: int, config: MoeConfig, shards: int = 1
 ) -> tuple[int, int]:

@@ -197,6 +197,13 @@ class T5(nn.Module):
     """Of every MoE layer."""
     return tuple(sparse.num_experts for sparse in self.moe_layers().values())
 
+  def experts_per_token(self) -> dict[str, float]:
+    """`moe.experts_per_token` of every MoE layer, by its path."""
+    return {
+      path: moe.experts_per_token(sparse, causal=path.startswith('decoder'))
+      for path, sparse in self.moe_layers().items()
+    }
+
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
     return {

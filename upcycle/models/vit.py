@@ -164,6 +164,11 @@ class ViT(nn.Module):
     """Of every MoE layer."""
     return tuple(sparse.num_experts for sparse in self.moe_layers().values())
 
+  def experts_per_token(self) -> dict[str, float]:
+    """`moe.experts_per_token` of every MoE layer, by its path."""
+    layers = self.moe_layers().items()
+    return {path: moe.experts_per_token(sparse) for path, sparse in layers}
+
   def expected_scales(self) -> dict[str, float]:
     """`moe.expected_scale` of every MoE layer, by its path."""
     width, row = self.config.width, self.config.tokens

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from upcycle import initialize, partition, train_step
-from upcycle.plan import flops, hlo
+from upcycle import flops, initialize, partition, train_step
+from upcycle.plan import hlo
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _NUMBER = r'([\d.]+)([KMGT]?)'

@@ -5,7 +5,7 @@ One JSON object a line: {"step": 10, "split": "train", "loss": 3.2, ...}. An
 array, such as the load of a layer's experts, is a list. JSON has no NaN and no
 infinity: null stands for them. `seconds`, `evaluation_seconds` and
 `*_per_second` are wall-clock time; all else is the same when a run was killed
-and resumed.
+and resumed, but for split 'cost', which also names the machine.
 """
 
 from collections.abc import Iterable, Mapping
@@ -68,7 +68,7 @@ class Writer:
       os.fsync(self._file.fileno())
 
   def write(self, step: int, split: str, values: Row) -> None:
-    """Appends a line, and TensorBoard's `split/name` for every value.
+    """Appends a line, and TensorBoard's `split/name` for every number.
 
     Arrays of an equal last name, such as 'encoder/layers_1/mlp/load', become
     one heat map there: a row for each, in colours relative to its mean.
@@ -83,11 +83,18 @@ class Writer:
     for name, value in row.items():
       if isinstance(value, list):
         arrays.setdefault(name.rsplit('/', 1)[-1], []).append(value)
-      elif value is not None:
+      elif isinstance(value, int | float):
         self._board.add_scalar(f'{split}/{name}', value, step)
     for name, rows in arrays.items():
       image = heat_map(rows)
       self._board.add_image(f'{split}/{name}', image, step, dataformats='HWC')
+
+  def write_once(self, step: int, split: str, values: Row) -> None:
+    """`write`, unless the split's last line has all these values already."""
+    if self._enabled:
+      last = [{}, *read(self._folder, split)][-1]
+      if not values.items() <= last.items():
+        self.write(step, split, values)
 
 
 def append(path: str | os.PathLike, row: Row) -> None:
@@ -110,8 +117,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   new.replace(path)
 
 
-def _plain(value: Any) -> float | int | list | None:
-  """Numbers and lists as JSON has them; float32 in its shortest digits."""
+def _plain(value: Any) -> float | int | str | list | None:
+  """Words, numbers, lists as JSON has them; float32 in its shortest digits."""
+  if isinstance(value, str):
+    return value
   array = np.asarray(value)
   if array.ndim:
     return [_plain(x) for x in array]
