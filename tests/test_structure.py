@@ -42,6 +42,8 @@ IMPORTS = {
   'evaluate': {'losses', 'partition'},
   'fewshot': {'partition', 'ridge'},
   'decode': {'partition'},
+  'infer': {'data', 'decode'},
+  'evaluate_tasks': {'data', 'decode', 'infer'},
   'distill': {'losses'},
   'receipt': {'checkpoints', 'evaluate', 'losses', 'surgery', 'trees'},
   'convert': {

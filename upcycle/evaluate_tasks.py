@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of the text-to-text tasks of data/text_tasks.py, by decoding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from upcycle import decode, infer
-from upcycle.data import text, text_tasks, vocabulary
+from upcycle.data import text, text_metrics, text_tasks, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Tasks:
     """
     words = vocabulary.load(self.vocabulary)
     scores = {t: self._score(t, model, params, words) for t in self.tasks}
-    return flat(scores)
+    return text_metrics.by_task(scores)
 
   def _score(
     self, name: str, model: Any, params: Any, words: vocabulary.Vocabulary
@@ -76,13 +74,3 @@ def classes(texts: Sequence[str], labels: Sequence[str]) -> list[int]:
   """The label that each text is, as an index; -1 if none."""
   index = {label: i for i, label in enumerate(labels)}
   return [index.get(text.strip(), -1) for text in texts]
-
-
-def flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-  """{'task/metric': value}, and SuperGLUE's mean over tasks of their means."""
-  means = [np.mean(list(values.values())) for values in scores.values()]
-  return {
-    f'{task}/{metric}': value
-    for task, values in scores.items()
-    for metric, value in values.items()
-  } | {'mean': float(np.mean(means))}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.data import seqio_tasks
+from upcycle.data import seqio_tasks, text_metrics
 from upcycle.data.batches import Batch
 
 # From (model, params, batch) to int [B, T], EOS 1, then 0.
@@ -60,16 +60,7 @@ class SeqioEvaluation:
       compute_metrics=True,
       predict_fn=lambda examples: [*self._predictions(predict, examples)],
     )
-    tasks = {
-      task: {metric: float(value) for metric, value in values.items()}
-      for task, values in found.result().items()
-    }
-    mean = np.mean([np.mean([*values.values()]) for values in tasks.values()])
-    return {
-      f'{task}/{metric}': value
-      for task, values in tasks.items()
-      for metric, value in values.items()
-    } | {'mean': float(mean)}
+    return text_metrics.by_task(found.result())
 
   @functools.cached_property
   def _evaluator(self):

@@ -5,7 +5,7 @@ Definitions are those of T5's evaluation of SuperGLUE and of the SQuAD script.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import re
 import string
 from typing import Any
@@ -99,3 +99,16 @@ def first_of_group(metric: Metric) -> Metric:
 
 
 record = first_of_group(squad)
+
+
+def by_task(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+  """{'task/metric': value}, and 'mean': over tasks, of their metrics' means.
+
+  SuperGLUE's score (Wang et al., 2019, section 3.3).
+  """
+  means = [np.mean(list(values.values())) for values in scores.values()]
+  return {
+    f'{task}/{metric}': float(value)
+    for task, values in scores.items()
+    for metric, value in values.items()
+  } | {'mean': float(np.mean(means))}
