@@ -70,6 +70,9 @@ def test_what_training_evaluates(source):
   assert found['eval'] == evaluate.evaluate(step, params, data[:2])
   assert found['eval']['loss'] != pytest.approx(np.log(5), abs=1e-3)
   assert found['other'] == evaluate.evaluate(step, params, other[:2])
+  assert found['parameters'] == {
+    'bytes': sum(x.nbytes for x in jax.tree.leaves(params))
+  }
   assert found['size'] == {'arrays': len(jax.tree.leaves(params))}
   assert told == ['eval, 0 batches', 'eval, 1 batches', 'other', 'size']
 
@@ -116,17 +119,21 @@ def call(monkeypatch, paths, *args, model_dir=None, drop=()):
 
 def test_the_script(paths, tmp_path, monkeypatch, capsys):
   output = tmp_path / 'results/evaluation.jsonl'
-  for _ in range(2):
-    args = f'--checkpoint={paths["dense"]}', f'--output={output}'
-    assert call(monkeypatch, paths, *args) is None
+  args = f'--checkpoint={paths["dense"]}', f'--output={output}'
+  for weights in ('float32', 'int8'):
+    extra = f'--weights={weights}'
+    assert call(monkeypatch, paths, *args, extra) is None
   shown = capsys.readouterr().out
   rows = results.read(output)
-  assert [row['split'] for row in rows] == ['eval', 'fewshot'] * 2
+  assert [row['split'] for row in rows] == ['parameters', 'eval', 'fewshot'] * 2
+  assert [row['weights'] for row in rows] == ['float32'] * 3 + ['int8'] * 3
   assert rows[0]['step'] == 1000
   assert rows[0]['checkpoint'] == paths['dense']
-  for name in ('loss', 'accuracy', '10shot/mnist'):
-    assert name in shown and name in rows[0] | rows[1]
-  assert f'{rows[0]["loss"]:.4f}' in shown
+  for name in ('bytes', 'loss', 'accuracy', '10shot/mnist'):
+    assert name in shown and name in rows[0] | rows[1] | rows[2]
+  assert f'{rows[1]["loss"]:.4f}' in shown
+  assert f'{rows[3]["bytes"]:,}' in shown
+  assert rows[3]['bytes'] < rows[0]['bytes'] / 2
 
 
 def test_the_script_evaluates_the_run_in_model_dir(
@@ -139,8 +146,8 @@ def test_the_script_evaluates_the_run_in_model_dir(
   leave_out = '--gin.train.train.evaluations=None'
   run = tmp_path / 'run'
   assert call(monkeypatch, paths, leave_out, model_dir=run) is None
-  (line,) = (run / 'evaluation.jsonl').read_text().splitlines()
-  assert json.loads(line)['checkpoint'] == str(run)
+  for line in (run / 'evaluation.jsonl').read_text().splitlines():
+    assert json.loads(line)['checkpoint'] == str(run)
 
 
 def test_the_script_makes_no_run(paths, tmp_path, monkeypatch):
