@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finetuning of a dense and an upcycled T5 on several tasks (claim C3)."""
+
+import itertools
+
+from upcycle import results
+from upcycle.results import sweep
+
+DENSE = {'t5.preset.encoder_moe': None, 't5.preset.decoder_moe': None}
+# Where the checkpoint is, and what differs from the config.
+ARMS = {'dense': ('dense', DENSE), 'upcycled': ('upcycle', {})}
+SEEDS = 0, 1, 2
+
+
+def grid(config, checkpoints, rates, bindings):
+  """A run for every arm, learning rate and seed."""
+  return [
+    {
+      'name': f'{arm}_{rate}_{seed}',
+      'config': config,
+      'arm': arm,
+      'rate': rate,
+      'seed': seed,
+      'bindings': {
+        'CHECKPOINT': f'{checkpoints}/{folder}',
+        'LEARNING_RATE': rate,
+        'train.train.seed': seed,
+        **bindings(seed),
+        **changes,
+      },
+    }
+    for (arm, (folder, changes)), seed in itertools.product(ARMS.items(), SEEDS)
+    for rate in rates[arm]
+  ]
+
+
+def local(seed):
+  return {
+    'train/text.text_pairs.seed': seed,
+    'VOCABULARY': 'experiments/00_demo/vocabulary.model',
+  }
+
+
+def superglue(seed):
+  return {'train/seqio_tasks.seqio_mixture.seed': seed}
+
+
+SCALES = {
+  # The paper's settings.
+  'base': grid(
+    'configs/finetune_t5_base.gin',
+    'runs/t5_base',
+    {'dense': (1e-3,), 'upcycled': (1e-4,)},
+    superglue,
+  ),
+  'large': grid(
+    'configs/finetune_t5_large.gin',
+    'runs/t5_large',
+    {'dense': (1e-3,), 'upcycled': (1e-3,)},
+    superglue,
+  ),
+  # Of the demo: `python scripts/demo.py t5`.
+  'laptop': grid(
+    'configs/finetune_t5_laptop.gin',
+    'runs/demo_t5',
+    {'dense': (0.001, 0.003), 'upcycled': (0.001, 0.003)},
+    local,
+  ),
+}
+
+
+def summary(rows):
+  """Each arm at the rate that validation chooses: its scores and intervals."""
+  lines = []
+  for (arm,), runs in sweep.groups(rows, 'arm').items():
+    metric = next(k for k in ('validation/mean', 'scores/mean') if k in runs[0])
+    (rate,), chosen = sweep.best(runs, metric, 'rate')
+    lines.append(f'{arm}: {rate} is best on validation')
+    splits = (
+      ('test/', 'eval/loss') if 'test/mean' in chosen[0] else ('scores/',)
+    )
+    for name in chosen[0]:
+      if name.startswith(splits):
+        values = [row[name] for row in chosen]
+        mean, low, high = results.interval(values)
+        lines.append(f'  {name}: {mean:.3f} ({low:.3f} to {high:.3f})')
+  return '\n'.join(lines)
