@@ -82,6 +82,6 @@ def summary(rows):
     for name in chosen[0]:
       if name.startswith(splits):
         values = [row[name] for row in chosen]
-        mean, low, high = results.interval(values)
+        mean, (low, high) = sum(values) / len(values), results.interval(values)
         lines.append(f'  {name}: {mean:.3f} ({low:.3f} to {high:.3f})')
   return '\n'.join(lines)
