@@ -191,7 +191,7 @@ def test_evaluation_is_complete_on_any_number_of_processes(corpus):
 
 
 def test_an_unknown_mixture_lists_what_there_is():
-  with pytest.raises(ValueError, match=r"'webtext'.*c4_v220.*tiny_both"):
+  with pytest.raises(ValueError, match=r"'webtext'.*c4_v220.*local_wic.*tiny_"):
     make('webtext')
 
 

@@ -313,6 +313,23 @@ def test_text_pairs(corpus, pairs, packed):
   )
 
 
+def test_pairs_of_several_files_are_equally_likely(corpus, pairs, tmp_path):
+  path, rows = pairs
+  few = tmp_path / 'few.jsonl'
+  few.write_text(json.dumps({'inputs': 'abc', 'targets': 'def'}) + '\n')
+  dataset = text.text_pairs(
+    (path, str(few)), corpus, batch_size=4, repeat=False, inputs_length=200
+  )
+  words = vocabulary.load(corpus)
+  found = [
+    words.decode(row)
+    for batch in take(dataset)
+    for row in batch['encoder_input_tokens']
+    if row.any()
+  ]
+  assert sorted(found) == sorted(['abc', *(row['inputs'] for row in rows)])
+
+
 def test_long_pairs_are_cut_and_keep_their_eos(corpus, pairs):
   dataset = text.text_pairs(
     pairs[0], corpus, batch_size=4, inputs_length=5, targets_length=3
