@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from upcycle.data import corpora
 
-# Shares add up, see `split_of`.
+# Up to which share of all hashes each goes.
 SHARES = {'validation': 0.1, 'test': 0.25, 'train': 1.0}
 CAPS = {'train': 20_000, 'validation': 1_000, 'test': 2_000}
 
