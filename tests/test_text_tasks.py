@@ -271,6 +271,7 @@ def test_emails(tmp_path):
   assert (spam.inputs, spam.targets) == ('spam email: Win £5 now', 'spam')
   assert (one.inputs, one.targets) == ('spam email: <b> is kept 1, one', 'ham')
   assert len(long.inputs) == len('spam email: ') + emails.CHARACTERS
+  assert long.group == ('b is kept ' + 'longer' * 9)[: emails.OPENING]
 
 
 def test_baselines_of_known_scores():

@@ -77,7 +77,7 @@ TASKS = {
     emails.spam,
     ('ham', 'spam'),
     'PDDL-1.0, CC0-1.0; e-mails by their senders, sent to public lists',
-    'e18bce4ece54e82acbab19aa0da1e637fed0d8ec501619a6238b44f983d4871e',
+    'd878903c38cf0ef6271972817f4cadb19ffe8a49604503e5ff17d5a8d14d4e48',
     BINARY,
   ),
 }
