@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes any gin file of T5 tiny: bindings, a dense checkpoint, a task."""
+"""What makes any gin file of T5 tiny: bindings, checkpoints, tasks."""
+
+import functools
 
 import jax
 
 from tests import tiny_text
-from upcycle import checkpoints, initialize, optim
-from upcycle.data import vocabulary
-from upcycle.models import t5
+from upcycle import checkpoints, initialize, optim, routing
+from upcycle.data import manifests, text_splits, text_tasks, vocabulary
+from upcycle.models import moe, t5
 
 SIZES = {
   'emb_dim': 16,
@@ -20,14 +22,44 @@ TASK = 'tiny_task'
 
 
 def files(folder) -> dict[str, str]:
-  """A tokenized corpus and a dense T5X checkpoint of step 1000 for it."""
+  """A corpus, tasks, and a dense and a sparse T5X checkpoint of step 1000."""
   corpus = tiny_text.corpus(folder / 'corpus')
-  config = t5.preset('t5_1_1_small', vocab_size=vocab_size(corpus), **SIZES)
-  state = initialize.from_scratch(t5.T5(config), optim.adafactor(0.1), 0)
-  path = checkpoints.t5x.write(
-    folder, state.params, 1000, jax.device_get(state.opt_state.slots)
+  config = functools.partial(
+    t5.preset, 't5_1_1_small', vocab_size=vocab_size(corpus), **SIZES
   )
-  return {'corpus': corpus, 'dense': str(path)}
+  top_2 = moe.MoeConfig(num_experts=4, router=routing.top_k)
+  experts = moe.MoeConfig(num_experts=4)
+  sparse = config(encoder_moe=experts, decoder_moe=top_2)
+  return {
+    'corpus': corpus,
+    'dense': save(folder / 'dense', config()),
+    'sparse': save(folder / 'sparse', sparse),
+    'tasks': tasks(folder / 'tasks'),
+  }
+
+
+def save(folder, config: t5.T5Config) -> str:
+  """Saves a fresh model with its optimizer's state, as of step 1000."""
+  state = initialize.from_scratch(t5.T5(config), optim.adafactor(0.1), 0)
+  slots = jax.device_get(state.opt_state.slots)
+  return str(checkpoints.t5x.write(folder, state.params, 1000, slots))
+
+
+def tasks(folder) -> str:
+  """Six examples of every task in every split, as if prepared."""
+  for name, task in text_tasks.TASKS.items():
+    examples = [
+      text_splits.Example('', f'{name} {i}', task.labels[i % 2])
+      for i in range(6)
+    ]
+    manifests.write(folder / name, functools.partial(_fill, examples))
+  return str(folder)
+
+
+def _fill(examples, folder) -> dict:
+  for split in text_splits.CAPS:
+    (folder / f'{split}.jsonl').write_bytes(text_tasks.lines(examples))
+  return {}
 
 
 def vocab_size(corpus: str) -> int:
@@ -48,7 +80,27 @@ def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
     lines.append(f"DENSE_CHECKPOINT = '{paths['dense']}'")
   if 't5_moe.gin' in config_text:
     lines.append('NUM_EXPERTS = 4')
-  if 't5_c4.gin' in config_text:
+  if 't5_finetune.gin' in config_text:
+    lines.append(f"CHECKPOINT = '{paths['sparse']}'")
+  if 'superglue.gin' in config_text:
+    module = 'seqio_evaluation.SeqioEvaluation.module_import'
+    lines += [
+      f"{module} = ('tests.tiny_task',)",
+      'decode.predict.max_length = 4',
+    ]
+  if 'Tasks()' in config_text:
+    lines += [
+      f"VOCABULARY = '{paths['corpus']}'",
+      f"text_tasks.files.directory = '{paths['tasks']}'",
+      f"evaluate_tasks.Tasks.directory = '{paths['tasks']}'",
+      'text.text_pairs.inputs_length = 16',
+      'text.text_pairs.targets_length = 8',
+      'text.text_pairs.batch_size = 4',
+      'evaluate_tasks.Tasks.inputs_length = 16',
+      'evaluate_tasks.Tasks.max_length = 4',
+      'evaluate_tasks.Tasks.batch_size = 8',
+    ]
+  if 't5_c4.gin' in config_text or 'superglue.gin' in config_text:
     lines += [
       f"MIXTURE = '{TASK}'",
       "seqio_tasks.seqio_mixture.module_import = ('tests.tiny_task',)",

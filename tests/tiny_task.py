@@ -5,6 +5,7 @@ import seqio
 import tensorflow as tf
 
 from tests import tiny_runs, tiny_text
+from upcycle.data import text_metrics
 
 
 def _rows(split, shuffle_files, seed=None):
@@ -24,4 +25,5 @@ seqio.TaskRegistry.add(
     seqio.preprocessors.append_eos_after_trim,
   ],
   output_features={'inputs': _FEATURE, 'targets': _FEATURE},
+  metric_fns=[text_metrics.accuracy],
 )
