@@ -28,13 +28,12 @@ DENSE_T5 = Path('experiments/00_demo')
 class Demo(NamedTuple):
   """What differs between the demos.
 
-  prepare returns the macros of the gin files; metrics are (name, label, whether
-  more is better), the first of which the words are about.
+  prepare returns the macros of the gin files; metrics are their labels by name.
   """
 
   title: str
   prepare: Callable[[Path], dict[str, Path]]
-  metrics: tuple[tuple[str, str, bool], ...]
+  metrics: dict[str, str]
 
 
 def run(*command: str) -> None:
@@ -76,15 +75,15 @@ DEMOS = {
   't5': Demo(
     'A small T5 on real text, from one dense checkpoint',
     prepare_text,
-    (('loss', 'validation loss', False),),
+    {'loss': 'validation loss'},
   ),
   'vit': Demo(
     'A small ViT on letters, from one dense checkpoint',
     prepare_images,
-    (
-      ('accuracy', 'precision@1, unseen typefaces', True),
-      ('10shot/mnist', '10-shot accuracy on MNIST', True),
-    ),
+    {
+      'accuracy': 'precision@1, unseen typefaces',
+      '10shot/mnist': '10-shot accuracy on MNIST',
+    },
   ),
 }
 
@@ -101,42 +100,40 @@ def continued(arm: str, name: str, macros: Mapping[str, Path]) -> list[dict]:
 
 def summary(demo: Demo, dense: list[dict], sparse: list[dict]) -> str:
   """What the evaluations of the two continuations say, metric by metric."""
+  from upcycle.results import compare, spent
+
+  arms = {
+    'the dense': [spent.of_rows(dense)],
+    'the upcycled': [spent.of_rows(sparse)],
+  }
   lines = []
-  for name, label, more in demo.metrics:
-    a, b = ([r for r in rows if name in r] for rows in (dense, sparse))
+  for name, label in demo.metrics.items():
+    (metric,) = compare.metrics(arms, name)
+    curves = {
+      arm: [run.curves[metric] for run in runs] for arm, runs in arms.items()
+    }
+    (a,), (b,) = curves.values()
+    ahead = {axis: verdict(metric, curves, axis) for axis in spent.AXES}
     lines.append(
-      f'{label}: {a[0][name]:.3f} at the dense checkpoint, {b[0][name]:.3f} '
-      f'right after surgery; {a[-1]["step"] - a[0]["step"]} steps later '
-      f'{a[-1][name]:.3f} dense and {b[-1][name]:.3f} upcycled. For equal '
-      f'steps {verdict(a, b, name, more, "step")}, for equal compute time '
-      f'{verdict(a, b, name, more, "seconds")}.'
+      f'{label}: {a[0, 3]:.3f} at the dense checkpoint, {b[0, 3]:.3f} right '
+      f'after surgery; {a[-1, 0]:.0f} steps later {a[-1, 3]:.3f} dense and '
+      f'{b[-1, 3]:.3f} upcycled. For equal steps {ahead["steps"]}, for '
+      f'equal compute time {ahead["seconds"]}.'
     )
-  ratio = pace(sparse) / pace(dense)
+  a, b = (run.cost['step_seconds'] for (run,) in arms.values())
   return '\n'.join(
-    [*lines, f'An upcycled step takes {ratio:.2f} times as long.']
+    [*lines, f'An upcycled step takes {b / a:.2f} times as long.']
   )
 
 
-def pace(rows: list[dict]) -> float:
-  """Seconds of compute a step."""
-  first, last = rows[0], max(rows, key=lambda r: r['step'])
-  return (last['seconds'] - first['seconds']) / (last['step'] - first['step'])
-
-
-def verdict(
-  dense: list[dict], sparse: list[dict], name: str, more: bool, axis: str
-) -> str:
+def verdict(metric: str, curves: Mapping[str, list], axis: str) -> str:
   """Which arm is ahead at the end of what both have spent, and by how much."""
-  import numpy as np
+  from upcycle.results import compare, spent
 
-  spent = [[r[axis] - rows[0][axis] for r in rows] for rows in (dense, sparse)]
-  end = min(x[-1] for x in spent)
-  ends = [
-    np.interp(end, x, [r[name] for r in rows])
-    for x, rows in zip(spent, (dense, sparse), strict=True)
-  ]
-  ahead = 'the upcycled' if (ends[1] > ends[0]) == more else 'the dense'
-  return f'{ahead} model is ahead by {abs(ends[0] - ends[1]):.3f}'
+  _, values = compare.at_equal(curves, spent.AXES.index(axis))
+  ahead = max(values, key=lambda arm: spent.sign(metric) * values[arm][0])
+  (a,), (b,) = values.values()
+  return f'{ahead} model is ahead by {abs(a - b):.3f}'
 
 
 def main() -> None:
@@ -155,8 +152,8 @@ def main() -> None:
   files = results.comparison_figure(
     ROOT / 'runs' / f'demo_{name}' / 'figure',
     {'dense continuation': dense, 'upcycled': sparse},
-    metrics={key: label for key, label, _ in demo.metrics},
-    dense={key: first[key] for key, _, _ in demo.metrics},
+    metrics=demo.metrics,
+    dense={key: first[key] for key in demo.metrics},
     title=demo.title,
   )
   print(f'\n{summary(demo, dense, sparse)}')

@@ -14,43 +14,43 @@ from scripts import demo
 from tests import tiny_scripts
 from upcycle import train
 from upcycle.data import prepare, prepare_images
+from upcycle.results import spent
 
-METRICS = (('accuracy', 'precision', True), ('10shot/mnist', 'transfer', True))
+METRICS = {'accuracy': 'precision', '10shot/mnist': 'transfer'}
 # A step of the upcycled model takes twice as long.
 DENSE = [
-  {'step': 100, 'seconds': 7.0, 'accuracy': 0.50},
-  {'step': 200, 'seconds': 17.0, 'accuracy': 0.60},
-  {'step': 300, 'seconds': 27.0, 'accuracy': 0.70},
-  {'step': 100, 'seconds': 7.0, '10shot/mnist': 0.3},
-  {'step': 300, 'seconds': 27.0, '10shot/mnist': 0.4},
+  {'split': 'eval', 'step': 100, 'seconds': 7.0, 'accuracy': 0.50},
+  {'split': 'eval', 'step': 200, 'seconds': 17.0, 'accuracy': 0.60},
+  {'split': 'eval', 'step': 300, 'seconds': 27.0, 'accuracy': 0.70},
+  {'split': 'eval', 'step': 100, 'seconds': 7.0, '10shot/mnist': 0.3},
+  {'split': 'eval', 'step': 300, 'seconds': 27.0, '10shot/mnist': 0.4},
 ]
 SPARSE = [
-  {'step': 100, 'seconds': 1.0, 'accuracy': 0.40},
-  {'step': 200, 'seconds': 21.0, 'accuracy': 0.65},
-  {'step': 300, 'seconds': 41.0, 'accuracy': 0.80},
-  {'step': 100, 'seconds': 1.0, '10shot/mnist': 0.3},
-  {'step': 300, 'seconds': 41.0, '10shot/mnist': 0.38},
+  {'split': 'eval', 'step': 100, 'seconds': 1.0, 'accuracy': 0.40},
+  {'split': 'eval', 'step': 200, 'seconds': 21.0, 'accuracy': 0.65},
+  {'split': 'eval', 'step': 300, 'seconds': 41.0, 'accuracy': 0.80},
+  {'split': 'eval', 'step': 100, 'seconds': 1.0, '10shot/mnist': 0.3},
+  {'split': 'eval', 'step': 300, 'seconds': 41.0, '10shot/mnist': 0.38},
 ]
-
-
-def test_pace_is_seconds_a_step():
-  assert demo.pace(DENSE) == pytest.approx(0.1)
-  assert demo.pace(SPARSE) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
-  'axis, more, said',
+  'axis, metric, said',
   [
-    ('step', True, 'the upcycled model is ahead by 0.100'),
-    ('step', False, 'the dense model is ahead by 0.100'),
+    ('steps', 'accuracy', 'the b model is ahead by 0.100'),
+    ('steps', 'loss', 'the a model is ahead by 0.100'),
     # After 20 seconds: 0.65 of the one, 0.70 of the other.
-    ('seconds', True, 'the dense model is ahead by 0.050'),
-    ('seconds', False, 'the upcycled model is ahead by 0.050'),
+    ('seconds', 'accuracy', 'the a model is ahead by 0.050'),
+    ('seconds', 'loss', 'the b model is ahead by 0.050'),
   ],
 )
-def test_who_is_ahead_of_what_both_have_spent(axis, more, said):
-  rows = DENSE[:3], SPARSE[:3]
-  assert demo.verdict(*rows, 'accuracy', more, axis) == said
+def test_who_is_ahead_of_what_both_have_spent(axis, metric, said):
+  runs = {'the a': DENSE[:3], 'the b': SPARSE[:3]}
+  curves = {
+    name: [spent.of_rows(rows).curves['eval/accuracy']]
+    for name, rows in runs.items()
+  }
+  assert demo.verdict(metric, curves, axis) == said
 
 
 def test_summary():
@@ -78,7 +78,7 @@ def runs(monkeypatch, tmp_path):
     folder = tmp_path / made[-1]
     folder.mkdir(parents=True)
     rows = DENSE if 'dense' in folder.name else SPARSE
-    rows = [row | {'split': 'eval', 'loss': 1 / row['step']} for row in rows]
+    rows = [row | {'loss': 1 / row['step']} for row in rows]
     lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
     (folder / 'metrics.jsonl').write_text(lines)
 
