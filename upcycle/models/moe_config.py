@@ -204,11 +204,15 @@ def experts_per_token(config: MoeConfig, *, causal: bool = False) -> float:
   Where tokens choose: K, or the capacity factor if that is less. Where experts
   do: the capacity factor. Without a capacity: K.
   """
-  # A token that is alone in its group finds room with all that may have it.
-  logits = jnp.zeros((1, 1, config.num_experts))
-  routed = config.router(logits, 1, causal=causal)
-  takers = float(routed.masks(1)[0].sum())
-  limited = isinstance(routed, routing.Routing)
+
+  def route():
+    # Alone in its group, a token finds room with all that may have it.
+    logits = jnp.zeros((1, 1, config.num_experts))
+    return config.router(logits, 1, causal=causal)
+
+  # Compiled, for the many small programs of a router take seconds to.
+  takers = float(jax.jit(lambda: route().masks(1)[0].sum())())
+  limited = isinstance(jax.eval_shape(route), routing.Routing)
   return min(takers, config.capacity_factor) if limited else takers
 
 
