@@ -35,7 +35,8 @@ demo-vit: $(VENV)/demo.stamp  ## the same for vision: a ViT on rendered letters
 	$(TRAIN_ENV) $(BIN)/python scripts/demo.py vit
 
 test: $(VENV)/test.stamp lint  ## set-up with TensorFlow, lint, all tests
-	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) \
+	  --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/test.stamp  ## ruff check and ruff format --check
 	@$(BIN)/ruff check --quiet .

@@ -168,11 +168,12 @@ def upcycled(config, x, key=0):
   mlp = Mlp(32, ('gelu', 'linear'))
   dense = mlp.init(jax.random.key(key), x)['params']
   module = layer(config)
-  params = dict(module.init(jax.random.key(key + 1), x)['params'])
+  params = jax.jit(module.init)(jax.random.key(key + 1), x)['params']
   params['expert'] = jax.tree.map(
     lambda p: jnp.broadcast_to(p, (config.num_experts, *p.shape)), dense
   )
-  y, sown = module.apply({'params': params}, x, mutable=['metrics'])
+  apply = jax.jit(functools.partial(module.apply, mutable=['metrics']))
+  y, sown = apply({'params': params}, x)
   return mlp.apply({'params': dense}, x), y, sown['metrics']
 
 
@@ -224,8 +225,9 @@ def test_the_loss_of_noise_is_of_training_alone():
     num_experts=4, router=router, aux_weights=(('load', 0.5),)
   )
   module, x = layer(config), jax.random.normal(jax.random.key(0), (1, 8, 16))
-  params = module.init(jax.random.key(1), x)['params']
+  params = jax.jit(module.init)(jax.random.key(1), x)['params']
 
+  @functools.partial(jax.jit, static_argnames='deterministic')
   def sown(**options):
     _, variables = module.apply(
       {'params': params}, x, mutable=['losses', 'metrics'], **options
@@ -254,14 +256,15 @@ def test_no_gradient_from_later_tokens(router):
   )
   module = layer(config, causal=True)
   x = jax.random.normal(jax.random.key(0), (B, L, M))
-  params = module.init(jax.random.key(1), x)
+  params = jax.jit(module.init)(jax.random.key(1), x)
 
   jacobian = jax.jit(jax.jacrev(lambda x: module.apply(params, x).sum(-1)))(x)
   influence = np.abs(jacobian).sum(-1)  # [B, L] outputs by [B, L] inputs
   for b in range(B):
     later = np.triu(influence[b, :, b], 1)
     assert not later.any(), f'row {b} sees its future'
-  _, sown = module.apply(params, x, mutable=['metrics'])
+  apply = jax.jit(functools.partial(module.apply, mutable=['metrics']))
+  _, sown = apply(params, x)
   assert sown['metrics']['dropped'][0] > 0, 'nothing overflows: an idle test'
 
 
@@ -269,30 +272,25 @@ def test_expert_dropout_differs_by_expert():
   x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (16,)), (1, 8, 16))
   config = moe.MoeConfig(num_experts=4, capacity_factor=4.0, expert_dropout=0.5)
   module = layer(config)
-  params = module.init(jax.random.key(1), x)['params']
+  params = jax.jit(module.init)(jax.random.key(1), x)['params']
   params['expert'] = jax.tree.map(
     lambda p: jnp.broadcast_to(p[:1], p.shape), params['expert']
   )
-  one_hot = jnp.eye(4) * 50
   params['router']['router_weights']['w']['kernel'] = jnp.zeros((16, 4))
-  ys = []
-  for e in range(4):
-    only = functools.partial(_only, e, one_hot)
+
+  @jax.jit
+  def run(one_hot):
+    only = functools.partial(_only, one_hot)
     module = layer(dataclasses.replace(config, router=only))
-    ys.append(
-      module.apply(
-        {'params': params},
-        x,
-        None,
-        False,
-        rngs={'dropout': jax.random.key(2)},
-      )
-    )
+    rngs = {'dropout': jax.random.key(2)}
+    return module.apply({'params': params}, x, None, False, rngs=rngs)
+
+  ys = [run(one_hot) for one_hot in jnp.eye(4) * 50]
   assert all(np.abs(ys[0] - y).max() > 1e-3 for y in ys[1:])
 
 
-def _only(e, one_hot, logits, capacity, **options):
-  return routing.top_k(logits + one_hot[e], capacity, k=1, **options)
+def _only(one_hot, logits, capacity, **options):
+  return routing.top_k(logits + one_hot, capacity, k=1, **options)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from upcycle import checkpoints, initialize, optim, results, trees
 
 ROOT = Path(__file__).parent.parent
 CONFIG = 'configs/upcycle_t5_laptop.gin'
-STEPS = 30
+STEPS = 20
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def command(paths):
       *tiny_runs.bindings(text, paths, folder),
       'text.span_corruption.batch_size = 8',
       f'train.train.num_steps = {STEPS}',
-      'train.train.checkpoint_every = 8',
+      'train.train.checkpoint_every = 4',
     ]
     flags = [f'--gin.{line.replace(" = ", "=", 1)}' for line in bindings]
     return [sys.executable, 'scripts/train.py', f'--gin_file={CONFIG}', *flags]
@@ -142,12 +142,12 @@ def test_two_processes_do_what_one_does(whole, command, tmp_path):
 def test_sigterm_to_one_stops_both_with_a_checkpoint(whole, command, tmp_path):
   run = tmp_path / 'run'
   with two_processes(command(run)) as processes:
-    wait_for(run, 1010)
+    wait_for(run, 1006)
     processes[1].send_signal(signal.SIGTERM)
     ends(processes, 75)
   # Saved where it stopped, which is not where it would have saved anyway.
   step = checkpoints.read(run).step
-  assert 1010 <= step < 1000 + STEPS
+  assert 1006 <= step < 1000 + STEPS
   assert step == max(row['step'] for row in logged(run))
   with two_processes(command(run)) as processes:
     ends(processes, 0)
@@ -165,7 +165,7 @@ def test_supervisors_bring_back_a_run_one_of_whose_processes_died(
     return [*script, 'sh', '-c', keep_pid, 'sh']
 
   with two_processes(command(run), supervised) as processes:
-    wait_for(run, 1010)
+    wait_for(run, 1006)
     os.kill(int((tmp_path / 'pid1').read_text()), signal.SIGKILL)
     ends(processes, 0)
   same_to_the_bit(run, whole)

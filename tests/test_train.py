@@ -32,6 +32,8 @@ from upcycle.checkpoints import state as run_state
 from upcycle.data import augment, images, text, vocabulary
 from upcycle.models import moe, t5, vit
 
+SMALL = dataclasses.replace(TINY, num_encoder_layers=2, num_decoder_layers=2)
+
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
@@ -43,10 +45,8 @@ def small_model(corpus, sparse=True, **changes):
     num_experts=4, router=routing.top_k, aux_weights=(('load_balance', 0.01),)
   )
   config = dataclasses.replace(
-    TINY,
+    SMALL,
     vocab_size=vocabulary.load(corpus).padded_size(),
-    num_encoder_layers=2,
-    num_decoder_layers=2,
     encoder_moe=moe.MoeConfig(num_experts=4) if sparse else None,
     decoder_moe=top_2 if sparse else None,
     **changes,
@@ -400,8 +400,8 @@ def test_bad_input_writes_nothing(corpus, tmp_path):
 
 def test_microbatches_change_nothing():
   """In a dense model; in a sparse one they are other groups of tokens."""
-  model, optimizer = t5.T5(TINY), optim.adafactor(0.1)
-  start = initialize.from_scratch(model, optimizer, 0)
+  model, optimizer = t5.T5(SMALL), optim.adafactor(0.1)
+  start = jax.jit(lambda: initialize.from_scratch(model, optimizer, 0))()
   states, metrics = [], []
   for parts in (1, 2, 4):
     step = train_step.make_train_step(
@@ -420,9 +420,9 @@ def test_microbatches_change_nothing():
 
 def test_step_is_the_gradient_of_the_objective():
   """One SGD step, against the loss and the auxiliary loss by hand."""
-  config = dataclasses.replace(TINY, encoder_moe=ENCODER, decoder_moe=DECODER)
+  config = dataclasses.replace(SMALL, encoder_moe=ENCODER, decoder_moe=DECODER)
   model, optimizer = t5.T5(config), optim.sgd(1.0, momentum=0.0)
-  state = initialize.from_scratch(model, optimizer, 0)
+  state = jax.jit(lambda: initialize.from_scratch(model, optimizer, 0))()
 
   def objective(params):
     logits, sown = model.apply(
@@ -453,8 +453,8 @@ def test_step_is_the_gradient_of_the_objective():
 
 
 def test_evaluation_weighs_by_targets():
-  model = t5.T5(TINY)
-  params = initialize.init_params(model, 0)
+  model = t5.T5(SMALL)
+  params = jax.jit(lambda: initialize.init_params(model, 0))()
   step = evaluate.make_eval_step(model, losses.seq2seq)
   whole = evaluate.evaluate(step, params, [BATCH])
   halves = [{k: v[i : i + 2] for k, v in BATCH.items()} for i in (0, 2)]
