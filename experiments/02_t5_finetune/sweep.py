@@ -9,11 +9,10 @@ from upcycle.results import sweep
 DENSE = {'t5.preset.encoder_moe': None, 't5.preset.decoder_moe': None}
 # Where the checkpoint is, and what differs from the config.
 ARMS = {'dense': ('dense', DENSE), 'upcycled': ('upcycle', {})}
-SEEDS = 0, 1, 2
 
 
-def grid(config, checkpoints, rates, bindings):
-  """A run for every arm, learning rate and seed."""
+def grid(config, checkpoints, rates, bindings, seeds=(0, 1, 2)):
+  """A run for every seed, arm and learning rate."""
   return [
     {
       'name': f'{arm}_{rate}_{seed}',
@@ -29,7 +28,7 @@ def grid(config, checkpoints, rates, bindings):
         **changes,
       },
     }
-    for (arm, (folder, changes)), seed in itertools.product(ARMS.items(), SEEDS)
+    for seed, (arm, (folder, changes)) in itertools.product(seeds, ARMS.items())
     for rate in rates[arm]
   ]
 
@@ -59,11 +58,18 @@ SCALES = {
     {'dense': (1e-3,), 'upcycled': (1e-3,)},
     superglue,
   ),
-  # Of the demo: `python scripts/demo.py t5`.
+  # Of the demo, `python scripts/demo.py t5`: rates by one seed, then three.
+  'laptop_rates': grid(
+    'configs/finetune_t5_laptop.gin',
+    'runs/demo_t5',
+    dict.fromkeys(ARMS, (0.001, 0.003)),
+    local,
+    seeds=(0,),
+  ),
   'laptop': grid(
     'configs/finetune_t5_laptop.gin',
     'runs/demo_t5',
-    {'dense': (0.001, 0.003), 'upcycled': (0.001, 0.003)},
+    dict.fromkeys(ARMS, (0.003,)),
     local,
   ),
 }
