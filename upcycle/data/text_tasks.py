@@ -47,7 +47,6 @@ WORDNET = Package(
   '9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a',
 )
 WORDNET_LICENCE = 'WordNet 3.0 license'
-BINARY = (text_metrics.accuracy, text_metrics.f1)  # of the second label
 TASKS = {
   'wic': Task(
     WORDNET,
@@ -55,7 +54,6 @@ TASKS = {
     ('False', 'True'),
     WORDNET_LICENCE,
     '7cbe8ca4d2ea218f6cd63c72e6fbf3dbe7ec452cc3bccbef057cc5d70025c28c',
-    BINARY,
   ),
   'supersense': Task(
     WORDNET,
@@ -78,7 +76,7 @@ TASKS = {
     ('ham', 'spam'),
     'PDDL-1.0, CC0-1.0; e-mails by their senders, sent to public lists',
     'd878903c38cf0ef6271972817f4cadb19ffe8a49604503e5ff17d5a8d14d4e48',
-    BINARY,
+    (text_metrics.accuracy, text_metrics.f1),  # of 'spam'
   ),
 }
 

@@ -151,10 +151,13 @@ class Attention(nn.Module):
     place: Place,
   ) -> Float[Array, 'B K H D']:
     """Keys or values of all positions, in the cache."""
+
+    def spread() -> Array:
+      return partition.spread(project(), heads=2)
+
     if not grows:
-      return self.variable('cache', name, project).value
-    new = project()
-    exists = self.has_variable('cache', name)
+      return self.variable('cache', name, spread).value
+    new, exists = spread(), self.has_variable('cache', name)
     shape = new.shape[0], place.length, *new.shape[2:]
     kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)
     if exists:
