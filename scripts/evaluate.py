@@ -10,8 +10,8 @@ r"""Evaluates a checkpoint of any format, without training.
 
 What is evaluated is what the config evaluates while it trains: the loss on
 train.train.eval_data, and train.train.evaluations by name; None leaves one out,
-as in --gin.train.train.eval_data=None. Each result is a row of the table and
-a line of JSON in the output file.
+as in --gin.train.train.eval_data=None. Each result is a line of JSON in the
+output file and a row of the table, which is also written in Markdown beside it.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def main() -> None:
     ),
   )
   import jax
-  from rich import console, progress, table
+  from rich import console, progress
 
   from upcycle import (
     checkpoints,
@@ -43,6 +43,7 @@ def main() -> None:
     results,
     train,
   )
+  from upcycle.results import tables
 
   def bound(name, *default):
     return gin_flags.bound(train.train, name, *default)
@@ -52,7 +53,7 @@ def main() -> None:
   source, model = checkpoints.read(checkpoint), bound('model')
   mesh = bound('make_mesh', partition.make_mesh)(model.num_experts())
   screen = console.Console()
-  shown = table.Table('evaluation', 'metric', 'value', title=str(checkpoint))
+  shown = []
   columns = (
     progress.SpinnerColumn(),
     '{task.description}',
@@ -80,14 +81,18 @@ def main() -> None:
         'split': name,
       }
       results.append(output, row | values)
-      for metric, value in values.items():
-        shown.add_row(
-          name,
-          metric,
-          f'{value:,}' if isinstance(value, int) else f'{value:.4f}',
-        )
-  screen.print(shown)
-  print(f'Written to {output}.')
+      shown += [
+        {'of': name, 'what': metric, str(checkpoint): _shown(value)}
+        for metric, value in values.items()
+      ]
+  screen.print(tables.rich_table(shown))
+  table = Path(output).with_suffix('.md')
+  results.write_text(table, tables.markdown(shown, []))
+  print(f'Written to {output}, this table to {table}.')
+
+
+def _shown(value: float) -> str:
+  return f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
 
 
 def _in_run(model_dir: str, checkpoint: str) -> Path:

@@ -109,7 +109,10 @@ def bound(function, name: str, *default):
   Raises:
     ValueError: nothing, and there is no default.
   """
-  bindings = gin.get_bindings(function, resolve_references=False)
+  try:
+    bindings = gin.get_bindings(function, resolve_references=False)
+  except ValueError:  # no gin file has imported it
+    bindings = {}
   # A gin reference becomes its value when it is copied.
   value = copy.deepcopy(bindings[name]) if name in bindings else gin.REQUIRED
   if value is not gin.REQUIRED:

@@ -46,6 +46,8 @@ def parameters(dense=False):
   )
   # Or all rows would say the same word again and again.
   params['token_embedder']['embedding'] *= 3
+  head = params['decoder']['logits_dense']
+  head['kernel'] = head['kernel'].at[:, 0].set(0)  # never a padding token
   return params
 
 

@@ -3,11 +3,11 @@ r"""Times a generated token, of a dense T5 and of the same T5 upcycled.
 
   python experiments/performance/decode.py [--quick]
 
-T5 1.1 Small with random weights, in float32, generates greedily for inputs of 64
-tokens; every second layer has 8 or 32 experts of the dense MLP's size, of which
-a token of the decoder chooses 2. The models take turns in one process; what one
-more token takes is a long generation's time less a short one's. Rows go to
-decode.jsonl.
+T5 1.1 Small with random weights, in float32, generates greedily for inputs of
+64 tokens; every second layer has 8 or 32 experts of the dense MLP's size, of
+which a token of the decoder chooses 2. The models take turns in one process;
+what one more token takes is a long generation's time less a short one's. Rows
+go to decode.jsonl.
 """
 
 import argparse
