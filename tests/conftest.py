@@ -4,6 +4,7 @@
 Tests that need several devices start a process of their own.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -23,6 +24,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 from jaxtyping import install_import_hook  # JAX reads the variables above
 import pytest
 
+# Tracing makes objects by the million, few of them in cycles.
+gc.set_threshold(50_000)
 # Every annotation in upcycle/ becomes an assertion; an int is a float.
 install_import_hook(
   'upcycle',

@@ -2,6 +2,7 @@
 """train(): where it starts, that it goes on exactly, what it refuses."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -32,7 +33,9 @@ from upcycle.checkpoints import state as run_state
 from upcycle.data import augment, images, text, vocabulary
 from upcycle.models import moe, t5, vit
 
-SMALL = dataclasses.replace(TINY, num_encoder_layers=2, num_decoder_layers=2)
+SMALL = dataclasses.replace(
+  TINY, num_encoder_layers=2, num_decoder_layers=1, decoder_moe_layers=(0,)
+)
 
 
 @pytest.fixture(scope='module')
@@ -220,7 +223,7 @@ def test_what_a_run_writes(whole):
   )
   for metric in ('load', 'dropped', 'coverage', 'confidence', 'entropy'):
     assert f'encoder/layers_1/mlp/{metric}' in train_rows[0]
-    assert f'decoder/layers_1/mlp/{metric}' in train_rows[0]
+    assert f'decoder/layers_0/mlp/{metric}' in train_rows[0]
   assert len(train_rows[0]['encoder/layers_1/mlp/load']) == 4
   assert [row['step'] for row in results.read(folder, 'eval')] == [0, 2, 4, 6]
   assert run_state.latest_step(folder) == 6
@@ -332,6 +335,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(corpus, tmp_path):
   assert run_state.latest_step(tmp_path) == 2
 
 
+# Orbax's, whose event loop is closed when it tidies up.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_a_damaged_checkpoint_is_named(corpus, whole, tmp_path):
   shutil.copytree(whole[0], tmp_path / 'run')
   state = tmp_path / 'run/checkpoints/6/state'
@@ -357,7 +362,8 @@ def test_a_source_without_a_step_must_be_given_one(corpus, tmp_path):
 
 def test_another_optimizers_run_is_a_source_too(corpus, tmp_path):
   model = small_model(corpus, sparse=False)
-  run(corpus, tmp_path, model=model, optimizer=optim.adamw(1e-3), num_steps=2)
+  options = {'eval_data': None, 'evaluations': {}, 'num_steps': 2}
+  run(corpus, tmp_path, model=model, optimizer=optim.adamw(1e-3), **options)
   source = checkpoints.read(tmp_path)
   assert source.step == 2
   assert slots.kinds(source.opt_state) == {'mu', 'nu', 'count'}
@@ -403,19 +409,16 @@ def test_microbatches_change_nothing():
   model, optimizer = t5.T5(SMALL), optim.adafactor(0.1)
   start = jax.jit(lambda: initialize.from_scratch(model, optimizer, 0))()
   states, metrics = [], []
-  for parts in (1, 2, 4):
+  for parts in (1, 4):
     step = train_step.make_train_step(
       model, losses.seq2seq, optimizer, microbatches=parts
     )
     state, values = jax.jit(step)(start, BATCH)
     states.append(state)
     metrics.append(values)
-  for other in (1, 2):
-    close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
-      a, b, rtol=1e-3, atol=1e-5
-    )
-    jax.tree.map(close, metrics[0], metrics[other])
-    jax.tree.map(close, states[0].params, states[other].params)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, *metrics)
+  jax.tree.map(close, *(state.params for state in states))
 
 
 def test_step_is_the_gradient_of_the_objective():
