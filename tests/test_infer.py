@@ -117,19 +117,27 @@ def gold(text):
   return text_tasks.TASKS[name].labels[int(i) % 2]
 
 
+METRICS = {
+  'wic/accuracy',
+  'supersense/accuracy',
+  'relation/accuracy',
+  'spam/accuracy',
+  'spam/f1',
+}
+
+
 def test_tasks_are_scored_by_their_labels(prepared, monkeypatch):
   right = scores(prepared, monkeypatch, lambda text: f' {gold(text)}\n')
-  assert set(right.values()) == {100.0}
-  assert right.keys() == {
-    'wic/accuracy',
-    'supersense/accuracy',
-    'relation/accuracy',
-    'spam/accuracy',
-    'spam/f1',
-    'mean',
-  }
   nonsense = scores(prepared, monkeypatch, lambda text: 'neither')
-  assert set(nonsense.values()) == {0.0}
+  for name in METRICS | {'mean'}:
+    assert (right.pop(name), nonsense.pop(name)) == (100.0, 0.0)
+  assert right == nonsense, 'baselines need no model'
+  assert right.keys() == {
+    f'{name}/{baseline}'
+    for name in METRICS
+    for baseline in ('majority', 'naive_bayes')
+  }
+  assert right['wic/accuracy/majority'] == 50.0
 
 
 def test_the_mean_is_over_tasks(prepared, monkeypatch):

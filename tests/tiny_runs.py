@@ -7,7 +7,13 @@ import jax
 
 from tests import tiny_text
 from upcycle import checkpoints, initialize, optim, routing
-from upcycle.data import manifests, text_splits, text_tasks, vocabulary
+from upcycle.data import (
+  manifests,
+  text_baselines,
+  text_splits,
+  text_tasks,
+  vocabulary,
+)
 from upcycle.models import moe, t5
 
 SIZES = {
@@ -52,14 +58,17 @@ def tasks(folder) -> str:
       text_splits.Example('', f'{name} {i}', task.labels[i % 2])
       for i in range(6)
     ]
-    manifests.write(folder / name, functools.partial(_fill, examples))
+    fill = functools.partial(_fill, examples, task)
+    manifests.write(folder / name, fill)
   return str(folder)
 
 
-def _fill(examples, folder) -> dict:
+def _fill(examples, task, folder) -> dict:
   for split in text_splits.CAPS:
     (folder / f'{split}.jsonl').write_bytes(text_tasks.lines(examples))
-  return {}
+  splits = dict.fromkeys(text_splits.CAPS, examples)
+  scores = text_baselines.scores(splits, task.labels, task.metrics)
+  return {'baselines': scores}
 
 
 def vocab_size(corpus: str) -> int:

@@ -38,19 +38,28 @@ class Tasks:
   def __call__(self, model: Any, params: Any) -> dict[str, float]:
     """'task/metric' of each task, and 'mean': over tasks, of their metrics.
 
-    A prediction that is none of a task's labels is wrong.
+    A prediction that is none of a task's labels is wrong. Beside them is what
+    needs no model: 'task/metric/majority', 'task/metric/naive_bayes'.
 
     Raises:
       FileNotFoundError, ValueError: a task is not prepared, or there is none.
     """
-    words = vocabulary.load(self.vocabulary)
+    words, baselines = vocabulary.load(self.vocabulary), self._baselines()
     scores = {t: self._score(t, model, params, words) for t in self.tasks}
-    return text_metrics.by_task(scores)
+    return text_metrics.by_task(scores) | baselines
+
+  def _baselines(self) -> dict[str, float]:
+    manifests = {t: text_tasks.manifest(t, self.directory) for t in self.tasks}
+    return {
+      f'{task}/{metric}/{baseline}': value
+      for task, manifest in manifests.items()
+      for baseline, splits in manifest['baselines'].items()
+      for metric, value in splits[self.split].items()
+    }
 
   def _score(
     self, name: str, model: Any, params: Any, words: vocabulary.Vocabulary
   ) -> dict[str, float]:
-    text_tasks.manifest(name, self.directory)
     pairs = text.read_pairs(f'{self.directory}/{name}/{self.split}.jsonl')
     pairs = pairs[: self.num_examples]
     found = infer.infer(

@@ -75,19 +75,32 @@ SCALES = {
 }
 
 
+BASELINES = 'majority', 'naive_bayes'
+
+
 def summary(rows):
   """Each arm at the rate that validation chooses: its scores and intervals."""
   lines = []
   for (arm,), runs in sweep.groups(rows, 'arm').items():
     metric = next(k for k in ('validation/mean', 'scores/mean') if k in runs[0])
     (rate,), chosen = sweep.best(runs, metric, 'rate')
-    lines.append(f'{arm}: {rate} is best on validation')
-    splits = (
-      ('test/', 'eval/loss') if 'test/mean' in chosen[0] else ('scores/',)
-    )
+    lines.append(f'{arm}: {rate} is best on validation, {len(chosen)} seeds')
+    splits = 'test/' if metric.startswith('validation') else 'scores/'
     for name in chosen[0]:
-      if name.startswith(splits):
-        values = [row[name] for row in chosen]
-        mean, (low, high) = sum(values) / len(values), results.interval(values)
-        lines.append(f'  {name}: {mean:.3f} ({low:.3f} to {high:.3f})')
+      if name.startswith((splits, 'eval/loss')):
+        lines += scored(name, chosen)
   return '\n'.join(lines)
+
+
+def scored(name, rows):
+  """A metric's mean and interval, beside it what needs no model."""
+  if name.endswith(BASELINES):
+    return []
+  values = [row[name] for row in rows]
+  mean, (low, high) = sum(values) / len(values), results.interval(values)
+  beside = [
+    f', {baseline} {rows[0][f"{name}/{baseline}"]:.1f}'
+    for baseline in BASELINES
+    if f'{name}/{baseline}' in rows[0]
+  ]
+  return [f'  {name}: {mean:.3f} ({low:.3f} to {high:.3f}){"".join(beside)}']
