@@ -60,6 +60,21 @@ def test_a_line_is_a_json_object(tmp_path):
   )
 
 
+def test_words_are_written_and_a_line_once(tmp_path):
+  with results.Writer(tmp_path) as writer:
+    writer.write_once(1, 'cost', {'cpu': 'a', 'cores': 2})
+    writer.write(2, 'train', {'loss': 1.0})
+    writer.write(3, 'cost', {'cpu': 'a', 'cores': 2, 'memory': 5})
+    writer.write_once(4, 'cost', {'cpu': 'a', 'cores': 2})
+    writer.write_once(5, 'cost', {'cpu': 'b', 'cores': 2})
+  rows = results.read(tmp_path, 'cost')
+  assert [(row['step'], row['cpu']) for row in rows] == [
+    (1, 'a'),
+    (3, 'a'),
+    (5, 'b'),
+  ]
+
+
 def test_null_stands_for_what_is_not_finite(tmp_path):
   values = {'a': np.nan, 'b': np.float32(-np.inf), 'c': [1.0, np.inf]}
   with results.Writer(tmp_path) as writer:

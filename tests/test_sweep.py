@@ -100,6 +100,25 @@ def test_every_run_once(experiment, monkeypatch, capsys):
   assert capsys.readouterr().out == '\ndense dense_0.1; sparse sparse_0.1\n'
 
 
+def test_a_result_has_the_numbers_of_the_cost(tmp_path):
+  rows = [
+    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name'},
+    {'split': 'train', 'loss': 0.5, 'seconds': 2.0},
+    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name', 'peak_memory': 9},
+  ]
+  for row in rows:
+    results.append(tmp_path / 'metrics.jsonl', {'step': 1, **row})
+  found = sweep.result({'name': 'a'}, tmp_path)
+  costs = {'cost/step_flops': 7, 'cost/peak_memory': 9}
+  assert found == {
+    'name': 'a',
+    'step': 1,
+    'seconds': 2.0,
+    'train/loss': 0.5,
+    **costs,
+  }
+
+
 def test_what_was_stopped_goes_on(experiment, monkeypatch, capsys):
   errors = {'dense_0.3': 'warning\nValueError: no room'}
   error, trained = call(experiment, monkeypatch, errors=errors)
