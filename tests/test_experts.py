@@ -144,6 +144,21 @@ def test_gradients_have_the_dtype_of_what_they_are_of(form):
     np.testing.assert_allclose(a, b, rtol=0.1, atol=0.1 * float(abs(b).max()))
 
 
+@pytest.mark.parametrize('shape', SHAPES)
+def test_where_all_have_room_an_expert_without_tokens_is_not_read(shape):
+  """As in decoding; the expert's numbers would spread otherwise."""
+  activate = gated(SHAPES[shape][0])
+  mlp, x, _, _, _ = inputs(*SHAPES[shape], 'top-2', jnp.float32)
+  logits = jnp.asarray(np.random.default_rng(1).normal(size=(G, S, E)))
+  logits = logits.at[..., 1].set(-100.0).astype(jnp.float32)
+  routed = routing.top_k(logits, S, k=2)
+  want = reference(activate, mlp, x, routed, routed.weight, 1.0)
+  mlp = jax.tree.map(lambda w: w.at[1].set(jnp.nan), mlp)
+  run = jax.jit(functools.partial(experts.apply, activate))
+  found = run(mlp, x, routed.token, routed.weight)
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   'platform, large, form',
   [
