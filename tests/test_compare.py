@@ -138,6 +138,9 @@ def test_metrics_are_those_that_all_have():
     'eval/accuracy',
     'fewshot/10shot/mnist',
   ]
+  bare = [r for r in metrics(SPARSE, 2) if r['split'] != 'fewshot']
+  fewer = BOTH | {'sparse': [spent.of_rows(bare)]}
+  assert compare.metrics(fewer) == ['eval/loss', 'eval/accuracy']
   assert compare.metrics(BOTH, '10shot/mnist') == ['fewshot/10shot/mnist']
   with pytest.raises(
     ValueError, match=r'no metric bleu .*they share eval/loss'
