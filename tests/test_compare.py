@@ -100,9 +100,9 @@ def test_cost():
     ('training', 'peak memory in bytes'): [1e9, 1e9, 1],
     ('parameters', 'in all'): [50, 200, 4],
     ('parameters', 'active'): [50, 75, 1.5],
-    ('inference', 'FLOPs a token'): [10, 20, 2],
+    ('inference', 'FLOPs per token'): [10, 20, 2],
     # The best of 20, 40 and 60 tokens a second.
-    ('inference', 'seconds a token (eval)'): [1 / 60, 1 / 60, 1],
+    ('inference', 'seconds per token (eval)'): [1 / 60, 1 / 60, 1],
   }
   assert compare.notes(BOTH) == []
 

@@ -24,7 +24,7 @@ COSTS: tuple[tuple[str, str, Callable[[Run], float]], ...] = (
   ('parameters', 'active', lambda r: r.cost['active_parameters']),
   (
     'inference',
-    'FLOPs a {unit}',
+    'FLOPs per {unit}',
     lambda r: r.cost['forward_flops'] / r.cost[f'{r.unit}s'],
   ),
 )
@@ -143,7 +143,7 @@ def _costs(arms: Arms) -> Iterator[tuple[str, str, Values]]:
   runs = [run for arm in arms.values() for run in arm]
   measured = dict.fromkeys(s for r in runs for s in r.rates if s != 'train')
   speeds = [
-    ('inference', f'seconds a {{unit}} ({s})', lambda r, s=s: 1 / r.rates[s])
+    ('inference', f'seconds per {{unit}} ({s})', lambda r, s=s: 1 / r.rates[s])
     for s in measured
   ]
   for of, what, answer in (*COSTS, *speeds):
