@@ -216,7 +216,8 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
     args = tmp_path, f'--scale={scale}', '--list'
     assert tiny_scripts.main(monkeypatch, 'sweep.py', *args) is None
     assert 'scripts/train.py' in capsys.readouterr().out
-    rows = [{**r, 'eval/accuracy': 0.5, 'test/accuracy': 0.5} for r in runs]
+    metrics = 'eval/accuracy', 'test/accuracy', 'scores/mean', 'scores/a/f1'
+    rows = [{**run, **dict.fromkeys(metrics, 0.5)} for run in runs]
     assert found['summary'](rows)
 
 
