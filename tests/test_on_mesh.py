@@ -28,3 +28,17 @@ def test_with_eight_devices(file):
     timeout=1000,  # a collective that waits for ever
   )
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_collectives_of_64_devices():
+  done = subprocess.run(
+    [sys.executable, '-m', 'tests.topologies', 'cpu:64'],
+    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  # Encoder and decoder, forward and both passes, two meshes.
+  assert done.stdout.count('all-to-all') == 12
