@@ -239,6 +239,15 @@ def test_what_comes_after_the_end_is_padding():
     assert ends.sum(axis=-1).max() == 1
 
 
+@pytest.mark.parametrize('strategy', [decode.GREEDY, decode.Beam(2)])
+def test_nobody_waits_for_rows_without_inputs(strategy):
+  empty = np.zeros_like(INPUTS)
+  together = np.concatenate([INPUTS, empty])
+  decoded = generate(strategy, inputs=together)
+  np.testing.assert_array_equal(decoded.tokens[:5], generate(strategy).tokens)
+  assert not decoded.tokens[5:].any()
+
+
 def test_a_shape_is_compiled_once():
   generate()
   before = decode.generate._cache_size()

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What strategies of decoding share: their interface, and rows of rows."""
+"""What strategies of decoding share: their interface, and rows of rows.
+
+A strategy is called as strategy(step, start, cache, max_length, key), where
+`start` holds the first token of each row, EOS for rows that nobody asks for.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -71,9 +71,9 @@ class Beam:
     nothing = jnp.zeros((B, N, max_length), jnp.int32)
     never = jnp.full((B, N), NEVER)
     # All beams are the same at first: only one of them counts.
-    running, everywhere = never.at[:, 0].set(0.0), jnp.ones(B, bool)
+    running, wanted = never.at[:, 0].set(0.0), start[::N] != EOS
     state = _Beams(
-      *(jnp.int32(0), nothing, running, nothing, never, everywhere, cache)
+      *(jnp.int32(0), nothing, running, nothing, never, wanted, cache)
     )
     state = lax.while_loop(going, body, state)
     return Decoded(state.finished, state.finished_scores)

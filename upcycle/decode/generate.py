@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 import numpy as np
 
 from upcycle import partition
-from upcycle.decode.base import START, Decoded
+from upcycle.decode.base import EOS, START, Decoded
 from upcycle.decode.beam import Beam
 from upcycle.decode.sampling import GREEDY, Sampling
 
@@ -52,7 +52,8 @@ def generate(
     )
     return logits.astype(jnp.float32), new
 
-  start = jnp.full(len(valid), START, jnp.int32)
+  # Rows that fill up a batch have ended: nobody waits for them.
+  start = jnp.where(valid.any(axis=1), START, EOS).astype(jnp.int32)
   _, cache = step(start, jnp.int32(0), {}, encoded)
   key = jax.random.key(0) if key is None else key
   return strategy(step, start, cache, max_length, key)

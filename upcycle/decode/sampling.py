@@ -66,7 +66,7 @@ class Sampling:
 
     state = (
       *(jnp.int32(0), jnp.zeros((R, max_length), jnp.int32), start),
-      *(jnp.zeros(R, bool), jnp.zeros(R), cache),
+      *(start == EOS, jnp.zeros(R), cache),
     )
     _, tokens, _, _, score, _ = lax.while_loop(going, body, state)
     tokens, score = (grouped(x, self.rows) for x in (tokens, score))
