@@ -86,7 +86,7 @@ def main() -> None:
         for metric, value in values.items()
       ]
   screen.print(tables.rich_table(shown))
-  table = Path(output).with_suffix('.md')
+  table = Path(f'{output}.md')
   results.write_text(table, tables.markdown(shown, []))
   print(f'Written to {output}, this table to {table}.')
 

@@ -70,7 +70,7 @@ class Tasks:
       batch_size=self.batch_size,
     )
     task = text_tasks.TASKS[name]
-    targets = classes([pair['targets'] for pair in pairs], task.labels)
+    targets = [task.labels.index(pair['targets']) for pair in pairs]
     predictions = classes([row['prediction'] for row in found], task.labels)
     return {
       metric: value

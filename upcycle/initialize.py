@@ -226,7 +226,8 @@ def _check_as_sparse(
   if layers:
     raise ValueError(
       f'{init.path} is dense where the model has experts: {", ".join(layers)}. '
-      'Take a dense model (of ViT by vit.preset.moe = None), or '
+      'Take a dense model (vit.preset.moe = None, or t5.preset.encoder_moe and '
+      'decoder_moe = None), or '
       'InitFrom.upcycle = True to upcycle it here.'
     )
 
