@@ -116,7 +116,7 @@ def test_steps_give_the_logits_of_the_full_forward_pass():
       *(variables | cache, tokens, i, jnp.asarray(INPUTS > 0), encoded),
       max_length=LENGTH,
       method='step',
-      mutable=['cache'],
+      mutable=['cache', 'memory'],
     )
 
   _, cache = step({}, before[:, 0], 0, encoded)

@@ -78,7 +78,7 @@ def test_caches_are_spread_over_rows_and_heads():
         *(variables | cache, start, jnp.int32(0), inputs > 0, encoded),
         max_length=LENGTH,
         method='step',
-        mutable=['cache'],
+        mutable=['cache', 'memory'],
       )[1]
 
     cache = step(step({}, encoded), None)

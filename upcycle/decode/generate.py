@@ -43,20 +43,23 @@ def generate(
   valid = rows(encoder_input_tokens > 0)
   encoded = rows(model.apply(variables, encoder_input_tokens, method='encode'))
 
-  def step(tokens, index, cache, encoded=None):
-    logits, new = model.apply(
-      *(variables | cache, tokens, index, valid, encoded),
-      max_length=max_length,
-      method='step',
-      mutable=['cache'],
-    )
-    return logits.astype(jnp.float32), new
+  step = functools.partial(model.apply, max_length=max_length, method='step')
 
   # Rows that fill up a batch have ended: nobody waits for them.
   start = jnp.where(valid.any(axis=1), START, EOS).astype(jnp.int32)
-  _, cache = step(start, jnp.int32(0), {}, encoded)
+  made = ['cache', 'memory']
+  first = jnp.int32(0)
+  _, kept = step(variables, start, first, valid, encoded, mutable=made)
+  variables['memory'] = kept.pop('memory')  # one for all sequences of a row
+
+  def next_step(tokens, index, cache):
+    logits, new = step(
+      *(variables | cache, tokens, index, valid), mutable=['cache']
+    )
+    return logits.astype(jnp.float32), new
+
   key = jax.random.key(0) if key is None else key
-  return strategy(step, start, cache, max_length, key)
+  return strategy(next_step, start, kept, max_length, key)
 
 
 def on_mesh(

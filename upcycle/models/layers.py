@@ -96,10 +96,10 @@ class Place(NamedTuple):
 class Attention(nn.Module):
   """Multi-head attention as in T5: no biases and no 1/sqrt(D).
 
-  With a `Place` it is one step of decoding. Keys and values are then kept in
-  the collection `cache`: those of self-attention grow by a token a step, those
-  of other keys are computed once. A call without that collection makes it, and
-  what it returns means nothing.
+  With a `Place` it is one step of decoding. Keys and values are then kept:
+  those of self-attention, which grow by a token a step, in the collection
+  `cache`, those of other keys, which are computed once, in `memory`. A call
+  without these collections makes them, and what it returns means nothing.
   """
 
   num_heads: int
@@ -150,13 +150,13 @@ class Attention(nn.Module):
     grows: bool,
     place: Place,
   ) -> Float[Array, 'B K H D']:
-    """Keys or values of all positions, in the cache."""
+    """Keys or values of all positions."""
 
     def spread() -> Array:
       return partition.spread(project(), heads=2)
 
     if not grows:
-      return self.variable('cache', name, spread).value
+      return self.variable('memory', name, spread).value
     new, exists = spread(), self.has_variable('cache', name)
     shape = new.shape[0], place.length, *new.shape[2:]
     kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)

@@ -125,10 +125,11 @@ class T5(nn.Module):
     *,
     max_length: int,
   ) -> Float[Array, 'B V']:
-    """Logits of the next token of each row, by the collection `cache`.
+    """Logits of the next token of each row, by two collections.
 
-    The first call, with `encoded` and without that collection, makes it; its
-    logits mean nothing. In all others the cache holds what comes before.
+    The first call, with `encoded` and without them, makes them; its logits mean
+    nothing. In all others `cache` holds what comes before and is returned anew,
+    and `memory` what the decoder sees of the encoder, which stays.
 
     Args:
       tokens: the last tokens of each row; 0 is the start.
