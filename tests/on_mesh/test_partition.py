@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests import tiny_runs
 from tests.on_mesh import meshes
 from upcycle import initialize, optim, partition, trees
 from upcycle.models import moe, t5, vit
@@ -102,13 +103,8 @@ def sparse_t5():
   config = t5.preset(
     't5_1_1_small',
     vocab_size=64,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
     encoder_moe=moe.MoeConfig(num_experts=8),
+    **tiny_runs.SIZES,
   )
   return t5.T5(config)
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests import tiny_runs
 from tests.on_mesh import meshes
 from upcycle import (
   checkpoints,
@@ -77,16 +78,14 @@ TOP_2 = functools.partial(
 )
 
 
+ONE_LAYER = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+
+
 def text_model(sparse=True):
   config = t5.preset(
     't5_1_1_small',
+    **tiny_runs.SIZES | ONE_LAYER,
     vocab_size=96,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
     dropout_rate=0.1,
     encoder_moe=SPARSE(num_experts=16) if sparse else None,
     decoder_moe=TOP_2(num_experts=8) if sparse else None,
