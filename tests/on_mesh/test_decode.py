@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny_runs
 from tests.on_mesh import meshes
 from upcycle import decode, initialize, partition, routing
 from upcycle.models import moe, t5
@@ -19,13 +20,8 @@ SPARSE = functools.partial(moe.MoeConfig, E, router_std=1.0, group_size=None)
 MODEL = t5.T5(
   t5.preset(
     't5_1_1_small',
+    **tiny_runs.SIZES | {'num_encoder_layers': 1, 'num_decoder_layers': 1},
     vocab_size=96,
-    emb_dim=16,
-    num_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
     encoder_moe=SPARSE(),
     encoder_moe_layers=(0,),
     decoder_moe=SPARSE(router=routing.top_k),
