@@ -231,6 +231,30 @@ def test_renormalized_weights_sum_to_one(router, seed, size):
   np.testing.assert_allclose(total, covered, rtol=1e-5)
 
 
+@quiet_router
+def test_room_is_a_capacity_of_a_group(router):
+  """Slots beyond a group's room are empty, the others as if it were all."""
+  S, E, C = 9, 4, 4
+  logits = jax.random.normal(jax.random.key(0), (1, S, E))
+  groups = jnp.repeat(logits, 2, axis=0)
+
+  @jax.jit
+  def route(groups, logits):
+    room = jnp.array([1, 3])
+    bounded = router(groups, C, room=room, renormalize=True)
+    less = [router(logits, r, renormalize=True) for r in (1, 3)]
+    return bounded, *(routed.masks(S) for routed in (bounded, *less))
+
+  bounded, masks, *less = route(groups, logits)
+  for g, alone in enumerate(less):
+    for ours, theirs in zip(masks, alone, strict=True):
+      np.testing.assert_allclose(ours[g].sum(-1), theirs[0].sum(-1), rtol=1e-6)
+  if isinstance(bounded, routing.Routing):
+    assert not (bounded.token[0, :, 1:] < S).any()
+    filled = (bounded.token < S).sum() / (E * 4)
+    np.testing.assert_allclose(bounded.metrics['usage'], filled, rtol=1e-6)
+
+
 @every_router
 def test_gradients_are_finite_where_everything_is_masked(router):
   logits, mask = jnp.zeros((2, 4, 3)), jnp.zeros((2, 4), bool)

@@ -122,10 +122,12 @@ class MoeLayer(nn.Module):
   ) -> routing.Routing | routing.Ragged:
     config = self.config
     slots = config.capacity(logits.shape[1], deterministic)
+    counted = mask is not None and not self.causal
+    room = config.room(mask, deterministic) if counted else None
     training = not deterministic and self.has_rng('dropout')
     key = self.make_rng('dropout') if training else None
     routed = config.router(
-      logits, slots, mask=mask, causal=self.causal, key=key
+      logits, slots, mask=mask, room=room, causal=self.causal, key=key
     )
     for name, weight in config.aux_weights:
       if name in routed.aux:  # the loss of noise is not, in evaluation

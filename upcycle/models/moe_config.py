@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from upcycle import exchange, routing
 
@@ -35,7 +36,9 @@ class MoeConfig:
       number of devices that share the tokens. With a multiple of all numbers
       of devices a model is the same on all of them.
     exchange: how tokens meet experts on other devices, of `upcycle.exchange`.
-    ignore_padding: padding takes no slot and counts in no loss.
+    ignore_padding: padding takes no slot, gives none (capacity is that of a
+      group's real tokens, but in causal stacks, where it would tell of later
+      ones) and counts in no loss.
     expert_dropout: dropout rate of the experts' hidden activations.
     aux_weights: (name, weight) of the router's losses to train on; the mean
       over the layers that have the loss is taken.
@@ -88,6 +91,14 @@ class MoeConfig:
       multiple_of=self.capacity_multiple_of,
       rounding=self.capacity_rounding,
     )
+
+  def room(
+    self, mask: Bool[Array, 'G S'], deterministic: bool = False
+  ) -> Int[Array, ' G']:
+    """Slots of an expert in groups of which only some tokens are real."""
+    sizes = range(mask.shape[1] + 1)
+    by_size = [self.capacity(n, deterministic) for n in sizes]
+    return jnp.asarray(by_size)[mask.sum(axis=1)]
 
 
 def every_n(num_layers: int, n: int) -> tuple[int, ...]:

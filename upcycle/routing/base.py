@@ -24,7 +24,8 @@ class Routing(NamedTuple):
     metrics: arrays by name. `load` [E] is the share of all filled slots that
       an expert has; `dropped` the share of choices that found no room (Expert
       Choice: of tokens nobody took); `coverage` the share of tokens that some
-      expert took; `usage` the share of slots filled; `confidence` the mean
+      expert took; `usage` the share of slots filled
+      of those that may be; `confidence` the mean
       weight of a filled slot; `scale` the mean over tokens of their summed
       weights; `entropy` that of the router's probabilities, in nats.
   """
@@ -130,6 +131,12 @@ def capacity(
     raise ValueError(f"rounding is 'round' or 'ceil', not {rounding!r}.")
   slots = max(ROUNDINGS[rounding](factor * S / E), minimum)
   return min(math.ceil(slots / multiple_of) * multiple_of, S)
+
+
+def open_slots(C: int, room: Int[Array, ' G'] | None) -> Bool[Array, '#G 1 C']:
+  """Which of C slots may be filled, given how many may: the first of them."""
+  room = jnp.full((1,), C) if room is None else room
+  return jnp.arange(C) < room[:, None, None]
 
 
 def best(x: Float[Array, 'G _ N'], k: int) -> tuple[Array, Array]:

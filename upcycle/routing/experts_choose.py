@@ -3,9 +3,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from upcycle.routing.base import Routing, add_noise, best
+from upcycle.routing.base import Routing, add_noise, best, open_slots
 from upcycle.routing.losses import z_loss
 from upcycle.routing.weights import renormalized, summary
 
@@ -17,6 +17,7 @@ def expert_choice(
   noise_std: float = 0.0,
   renormalize: bool = False,
   mask: Bool[Array, 'G S'] | None = None,
+  room: Int[Array, ' G'] | None = None,
   causal: bool = False,
   key: jax.Array | None = None,
 ) -> Routing:
@@ -32,6 +33,7 @@ def expert_choice(
       choose and weigh; the z loss is that of the logits themselves.
     renormalize: divide a token's weights by their sum.
     mask: False for padding, which takes no slot.
+    room: how many slots of an expert may be filled, at most C; None: all.
     causal: whether a token must not see later ones.
     key: for the noise; None: no noise.
 
@@ -53,11 +55,13 @@ def expert_choice(
   # The last axis is the one that XLA's top-k is fast on.
   scores = jnp.swapaxes(scores, 1, 2)
   score, token = best(scores, min(capacity, S))
-  token = jnp.where(score >= 0, token, S)
-  weight = jnp.maximum(score, 0)
+  fillable = open_slots(score.shape[-1], room)
+  filled = fillable & (score >= 0)
+  token = jnp.where(filled, token, S)
+  weight = jnp.where(filled, score, 0)
   if renormalize:
     weight = renormalized(weight, token, S)
   aux = {'z': z_loss(logits, mask)}
-  metrics = summary(probs, weight, token, mask)
+  metrics = summary(probs, weight, token, mask, fillable)
   metrics['dropped'] = 1 - metrics['coverage']
   return Routing(token, weight, aux, metrics)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from upcycle.routing import losses
-from upcycle.routing.base import Ragged, Routing, add_noise, best
+from upcycle.routing.base import Ragged, Routing, add_noise, best, open_slots
 from upcycle.routing.weights import (
   gather_weights,
   renormalized,
@@ -25,6 +25,7 @@ def top_k(
   noise_std: float = 0.0,
   renormalize: bool = False,
   mask: Bool[Array, 'G S'] | None = None,
+  room: Int[Array, ' G'] | None = None,
   causal: bool = False,
   key: jax.Array | None = None,
 ) -> Routing:
@@ -51,6 +52,7 @@ def top_k(
     renormalize: divide a token's weights by their sum over the experts that
       had room.
     mask: False for padding, which takes no slot and counts in no loss.
+    room: how many slots of an expert may be filled, at most C; None: all.
     causal: whether a token must not see later ones.
     key: for the noise; None: no noise.
 
@@ -71,6 +73,8 @@ def top_k(
   if priority == 'choice':
     served = jnp.swapaxes(served, 1, 2)
   turn, filled = _fill(served.reshape(G, S * k), E, min(capacity, S))
+  fillable = open_slots(filled.shape[-1], room)
+  filled &= fillable
   place = turn % S if priority == 'choice' else turn // k
   token = jnp.take_along_axis(order, place.reshape(G, -1), axis=1)
   token = jnp.where(filled, token.reshape(filled.shape), S)
@@ -78,7 +82,7 @@ def top_k(
   weight = gather_weights(probs, token)
   if renormalize:
     weight = renormalized(weight, token, S)
-  metrics = summary(probs, weight, token, mask)
+  metrics = summary(probs, weight, token, mask, fillable)
   metrics['dropped'] = 1 - filled.sum() / jnp.maximum(k * mask.sum(), 1)
   return Routing(token, weight, aux, metrics)
 
@@ -91,6 +95,7 @@ def dropless(
   noise_std: float = 0.0,
   renormalize: bool = False,
   mask: Bool[Array, 'G S'] | None = None,
+  room: Int[Array, ' G'] | None = None,
   causal: bool = False,
   key: jax.Array | None = None,
 ) -> Ragged:
@@ -108,13 +113,14 @@ def dropless(
     noise_std: E times the standard deviation of the noise, see `top_k`.
     renormalize: divide a token's weights by their sum.
     mask: False for padding, which no expert gets and which counts in no loss.
+    room: not used, as capacity.
     causal: whether a token must not see later ones; it never does.
     key: for the noise; None: no noise.
 
   Raises:
     ValueError: k is not in [1, E], or noise_std is negative.
   """
-  del capacity, causal
+  del capacity, room, causal
   mask = jnp.ones(logits.shape[:2], bool) if mask is None else mask
   probs, gates, experts, aux = _choose(logits, k, noise_std, mask, key)
   if renormalize:

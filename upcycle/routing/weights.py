@@ -42,12 +42,13 @@ def summary(
   weight: Float[Array, 'G E C'],
   token: Int[Array, 'G E C'],
   mask: Bool[Array, 'G S'],
+  fillable: Bool[Array, '#G 1 C'],
 ) -> dict[str, Array]:
   """The metrics of `Routing` that all routers have; masked tokens in none."""
   filled = token < probs.shape[1]
   took = sum_by_token(filled.astype(jnp.float32), token, probs.shape[1]) > 0
   shared = shares(probs, weight.sum(), filled.sum((0, 2)), took.sum(), mask)
-  return shared | {'usage': filled.mean()}
+  return shared | {'usage': filled.mean() / jnp.maximum(fillable.mean(), 1e-9)}
 
 
 def shares(
