@@ -1,83 +1,205 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs what is missing of an experiment, and sums it up.
+"""Runs what is missing of experiments, and sums them up.
 
-  python scripts/sweep.py experiments/01_vit_finetune --scale=laptop
-  python scripts/sweep.py experiments/01_vit_finetune --scale=base --list
+  python scripts/sweep.py experiments/08_capacity --scale=laptop
+  python scripts/sweep.py experiments/* --scale=laptop --jobs=2
+  python scripts/sweep.py experiments/08_capacity --scale=base --list
 
 An experiment is a folder with sweep.py: lists of runs by scale in SCALES, and
 summary(rows), the words to print at the end. Results go to results.jsonl in
-that folder, a line a run, and MODEL_DIRs to runs/. The same command goes on
+that folder, a line a run. What a run starts from is trained first, once for
+all; a run that several experiments ask for is trained once too: MODEL_DIRs are
+in runs/sweeps, named by a hash of the settings. The first seed of all
+experiments comes before the second: it decides most. The same command goes on
 with a sweep that was stopped; --list prints the commands of what is missing,
-for a scheduler, after which the same command without it gathers the results.
+for a scheduler, in an order in which they can be run, after which the same
+command without it gathers the results. With --jobs several runs share the
+cores, each on its own ones.
 """
 
 import argparse
+from collections.abc import Mapping
 import datetime
+import json
+import os
 from pathlib import Path
 import runpy
 import shlex
 import subprocess
 import sys
 import time
+from typing import Any, NamedTuple
 
 from upcycle import results
 from upcycle.results import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # sweeps import experiments.arms
+
+
+class Experiment(NamedTuple):
+  """A folder, its runs of one scale, and what sums up their rows."""
+
+  folder: Path
+  runs: list[dict[str, Any]]
+  summary: Any
+
+  @property
+  def file(self) -> Path:
+    return self.folder / 'results.jsonl'
+
+  def rows(self) -> list[dict]:
+    return results.read(self.file) if self.file.exists() else []
+
+
+def load(folder: Path, scale: str) -> Experiment:
+  """Of a folder.
+
+  Raises:
+    ValueError: it has no such scale, or runs that are none.
+  """
+  found = runpy.run_path(str(folder / 'sweep.py'))
+  if scale not in found['SCALES']:
+    raise ValueError(
+      f'--scale of {folder.name} is one of {", ".join(found["SCALES"])}.'
+    )
+  runs = [{'scale': scale, **run} for run in found['SCALES'][scale]]
+  sweep.check(runs)
+  return Experiment(folder, runs, found['summary'])
+
+
+def missing(experiments: list[Experiment]) -> dict[str, sweep.Run]:
+  """By MODEL_DIR what is to be run, what others start from before them."""
+  left = []
+  for experiment in experiments:
+    rows = experiment.rows()
+    left += [r for r in experiment.runs if not sweep.find(r, rows, ROOT)]
+  left.sort(key=lambda run: run.get('seed', 0))
+  chains = ([*sweep.parents(run), run] for run in left)
+  found = {sweep.model_dir(r, ROOT): r for chain in chains for r in chain}
+  return {folder: run for folder, run in found.items() if not done(folder)}
+
+
+def done(folder: str) -> bool:
+  return (ROOT / folder / 'result.json').exists()
+
+
+def start(run: sweep.Run, cores: list[int]) -> subprocess.Popen:
+  """Trains a run, or goes on with it, on these cores."""
+  folder = ROOT / sweep.model_dir(run, ROOT)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  bind = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+  with folder.with_suffix('.log').open('w') as log:
+    return subprocess.Popen(
+      [sys.executable, *sweep.command(run, ROOT)],
+      cwd=ROOT, stdout=log, stderr=log, preexec_fn=bind,
+    )  # fmt: skip
+
+
+def finish(run: sweep.Run, status: int) -> None:
+  """Keeps what came of a run: one that diverged is a result.
+
+  Raises:
+    SystemExit: it failed otherwise.
+  """
+  folder = ROOT / sweep.model_dir(run, ROOT)
+  errors = folder.with_suffix('.log').read_text()
+  diverged = [x for x in errors.splitlines() if x.startswith('FloatingPoint')]
+  if status and not diverged:
+    sys.exit(
+      f'{errors}\nThe sweep goes on with the same command, after:\n'
+      f'{shlex.join(sweep.command(run, ROOT))}'
+    )
+  found = {'error': diverged[0]} if status else sweep.result(folder)
+  results.write_text(folder / 'result.json', json.dumps(found))
+
+
+def gather(experiments: list[Experiment]) -> None:
+  """Rows of results for what is done and has none yet."""
+  for experiment in experiments:
+    rows = experiment.rows()
+    for run in experiment.runs:
+      folder = sweep.model_dir(run, ROOT)
+      if done(folder) and not sweep.find(run, rows, ROOT):
+        found = json.loads((ROOT / folder / 'result.json').read_text())
+        results.append(experiment.file, sweep.entries(run, ROOT) | found)
+
+
+def train(experiments: list[Experiment], jobs: int) -> None:
+  """Everything that is missing, `jobs` at a time."""
+  gather(experiments)
+  waiting = missing(experiments)
+  number, began = len(waiting), time.monotonic()
+  shares = core_shares(jobs)
+  running: dict[str, tuple[sweep.Run, subprocess.Popen, list[int]]] = {}
+  try:
+    while waiting or running:
+      for folder in [f for f, r in waiting.items() if ready(r)]:
+        if not shares:
+          break
+        run, cores = waiting.pop(folder), shares.pop()
+        running[folder] = run, start(run, cores), cores
+        ended = number - len(waiting) - len(running)
+        print(_progress(run, number - len(waiting), number, ended, began))
+      for folder, (run, process, cores) in list(running.items()):
+        if process.poll() is not None:
+          del running[folder]
+          shares.append(cores)
+          finish(run, process.returncode)
+          gather(experiments)
+      time.sleep(0.2 if running else 0)
+  finally:  # they save their state and go on another time
+    for _, process, _ in running.values():
+      process.terminate()
+
+
+def ready(run: sweep.Run) -> bool:
+  return all(done(sweep.model_dir(r, ROOT)) for r in sweep.parents(run))
+
+
+def core_shares(jobs: int) -> list[list[int]]:
+  """The cores of each job; none are named where there is one job."""
+  if jobs == 1 or not hasattr(os, 'sched_getaffinity'):
+    return [[]] * jobs
+  cores = sorted(os.sched_getaffinity(0))
+  return [cores[i::jobs] or cores for i in range(jobs)]
+
+
+def _progress(
+  run: Mapping, number: int, total: int, ended: int, began: float
+) -> str:
+  eta = ''
+  if ended:
+    seconds = (time.monotonic() - began) / ended * (total - ended)
+    eta = f', ETA {datetime.timedelta(seconds=round(seconds))}'
+  return f'[{number}/{total}{eta}] {run["name"]}'
 
 
 def main() -> None:
   args = _parse()
-  experiment = args.experiment.resolve()
-  found = runpy.run_path(str(experiment / 'sweep.py'))
-  if args.scale not in found['SCALES']:
-    raise ValueError(f'--scale is one of {", ".join(found["SCALES"])}.')
-  runs = [{'scale': args.scale, **run} for run in found['SCALES'][args.scale]]
-  sweep.check(runs)
-  file = experiment / 'results.jsonl'
-  rows = results.read(file) if file.exists() else []
-  left = [run for run in runs if sweep.find(run, rows) is None]
-  folder = Path('runs', experiment.name, args.scale)
+  experiments = [
+    load(folder.resolve(), args.scale)
+    for folder in args.experiments
+    if (folder / 'sweep.py').exists()
+  ]
   if args.list:
-    for run in left:
-      print(shlex.join(['python', *sweep.command(run, folder / run['name'])]))
+    for run in missing(experiments).values():
+      print(shlex.join(['python', *sweep.command(run, ROOT)]))
     return
-  began = time.monotonic()
-  for i, run in enumerate(left):
-    seconds = (time.monotonic() - began) / i * (len(left) - i) if i else 0
-    eta = f', ETA {datetime.timedelta(seconds=round(seconds))}' if i else ''
-    number = len(runs) - len(left) + i + 1
-    print(f'\n[{number}/{len(runs)}{eta}] {run["name"]}', flush=True)
-    results.append(file, train(run, folder / run['name']))
-  rows = results.read(file)
-  print('\n' + found['summary']([sweep.find(run, rows) for run in runs]))
-
-
-def train(run: sweep.Run, folder: Path) -> dict:
-  """Trains a run, or goes on with it, and returns its row of results.
-
-  A run that diverges is a result; any other failure ends the sweep.
-  """
-  command = [sys.executable, *sweep.command(run, folder)]
-  done = subprocess.run(
-    command, cwd=ROOT, check=False, text=True, stderr=subprocess.PIPE
-  )
-  if not done.returncode:
-    return sweep.result(run, ROOT / folder)
-  lines = [x for x in done.stderr.splitlines() if x.startswith('FloatingPoint')]
-  if lines:
-    print(lines[0], flush=True)
-    return {**run, 'error': lines[0]}
-  sys.exit(f'{done.stderr}\nThe sweep goes on with the same command, after:\n'
-           f'{shlex.join(command)}')  # fmt: skip
+  train(experiments, args.jobs)
+  for experiment in experiments:
+    rows = experiment.rows()
+    found = [sweep.find(run, rows, ROOT) for run in experiment.runs]
+    print(f'\n{experiment.folder.name}\n{experiment.summary(found)}')
 
 
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('experiment', type=Path, help='its folder')
-  parser.add_argument('--scale', required=True, help='a key of its SCALES')
+  parser.add_argument('experiments', type=Path, nargs='+', help='folders')
+  parser.add_argument('--scale', required=True, help='a key of their SCALES')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
   parser.add_argument(
     '--list', action='store_true', help='prints one command a run'
   )

@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from upcycle.results import sweep
 EXPERIMENT = """
 from upcycle.results import sweep
 
+START = {'name': 'start', 'config': 'configs/start.gin', 'bindings': {}}
 SCALES = {'tiny': [
   {'name': f'{arm}_{peak}', 'config': 'configs/a.gin', 'arm': arm,
-   'bindings': {'PEAK': peak, 'CHECKPOINT': f'runs/{arm}'}}
+   'bindings': {'PEAK': peak, 'CHECKPOINT': START}}
   for arm in ('dense', 'sparse') for peak in (0.1, 0.3)
 ]}
+for run in SCALES['tiny'][2:]:
+  run['bindings']['SPARSE'] = True
 
 
 def summary(rows):
@@ -33,23 +37,34 @@ def summary(rows):
 
 
 class Trainer:
-  """Stands in for the processes: writes metrics, or fails as it is told."""
+  """Stands in for processes: writes metrics, or fails as it is told."""
 
   def __init__(self, root, errors=()):
-    self.root, self.errors, self.commands = root, dict(errors), []
+    self.root, self.errors, self.names = root, dict(errors), []
 
-  def __call__(self, command, **options):
+  def __call__(self, command, *, stdout, **options):
     flags = dict(x[6:].split('=', 1) for x in command if x.startswith('--gin.'))
     folder = self.root / json.loads(flags['MODEL_DIR'])
-    self.commands.append(folder.name)
-    error = self.errors.get(folder.name, '')
-    peak = float(flags['PEAK'])
+    peak = float(flags.get('PEAK', 0))
+    arm = 'sparse' if 'SPARSE' in flags else 'dense'
+    self.names.append(f'{arm}_{peak}' if peak else 'start')
+    error = self.errors.get(self.names[-1], '')
+    stdout.write(error)
     for step in (0, 2):
       for split in ('train', 'eval'):
         values = {'loss': peak, 'accuracy': step * (1 - peak), 'load': [1, 2]}
         row = {'step': step, 'split': split, 'seconds': 3.0 + step, 'a/b': 1}
         results.append(folder / 'metrics.jsonl', row | values)
-    return subprocess.CompletedProcess(command, int(bool(error)), '', error)
+    return Ended(bool(error))
+
+
+class Ended(NamedTuple):
+  """A process that has ended."""
+
+  returncode: int
+
+  def poll(self):
+    return self.returncode
 
 
 @pytest.fixture
@@ -58,10 +73,13 @@ def experiment(tmp_path, monkeypatch):
   folder = tmp_path / 'experiments/07_tiny'
   folder.mkdir(parents=True)
   (folder / 'sweep.py').write_text(EXPERIMENT)
-  scripts = tmp_path / 'scripts'
-  scripts.mkdir()
+  for name in ('scripts', 'configs'):
+    (tmp_path / name).mkdir()
+  for name in ('start', 'a'):
+    (tmp_path / f'configs/{name}.gin').write_text("include 'configs/base.gin'")
+  (tmp_path / 'configs/base.gin').write_text('# A comment.\nx.y = 1\n')
   source = (tiny_scripts.ROOT / 'scripts/sweep.py').read_text()
-  (scripts / 'sweep.py').write_text(source)
+  (tmp_path / 'scripts/sweep.py').write_text(source)
   monkeypatch.setattr(tiny_scripts, 'ROOT', tmp_path)
   return folder
 
@@ -69,80 +87,138 @@ def experiment(tmp_path, monkeypatch):
 def call(experiment, monkeypatch, *flags, errors=()):
   """What the script exits with, and the runs it trained."""
   trainer = Trainer(experiment.parent.parent, errors)
-  monkeypatch.setattr(subprocess, 'run', trainer)
-  args = experiment, '--scale=tiny', *flags
-  return tiny_scripts.main(monkeypatch, 'sweep.py', *args), trainer.commands
+  monkeypatch.setattr(subprocess, 'Popen', trainer)
+  args = experiment, *flags, '--scale=tiny'
+  return tiny_scripts.main(monkeypatch, 'sweep.py', *args), trainer.names
 
 
+CONFIG = 'configs/dense_t5_base.gin'
 NAMES = ['dense_0.1', 'dense_0.3', 'sparse_0.1', 'sparse_0.3']
 
 
-def test_every_run_once(experiment, monkeypatch, capsys):
-  assert call(experiment, monkeypatch) == (None, NAMES)
+def test_every_run_once_and_what_they_start_from_before(
+  experiment, monkeypatch, capsys
+):
+  assert call(experiment, monkeypatch) == (None, ['start', *NAMES])
   printed = capsys.readouterr().out
-  assert '[1/4] dense_0.1' in printed and '[4/4, ETA 0:00:00]' in printed
-  assert printed.endswith('\ndense dense_0.1; sparse sparse_0.1\n')
+  assert '[1/5] start' in printed and '[5/5, ETA 0:00:00] sparse' in printed
+  assert printed.endswith('\n07_tiny\ndense dense_0.1; sparse sparse_0.1\n')
   rows = results.read(experiment / 'results.jsonl')
+  assert [row['name'] for row in rows] == NAMES
+  folders = [rows[1]['bindings'].pop('CHECKPOINT'), rows[1].pop('model_dir')]
+  assert folders[0].startswith('runs/sweeps/start_')
+  assert folders[1].startswith('runs/sweeps/a_')
   assert rows[1] == {
     'scale': 'tiny',
     'name': 'dense_0.3',
     'config': 'configs/a.gin',
     'arm': 'dense',
-    'bindings': {'PEAK': 0.3, 'CHECKPOINT': 'runs/dense'},
+    'bindings': {'PEAK': 0.3},
     'step': 2,
     'seconds': 5.0,
     'train/loss': 0.3,
     'train/accuracy': 1.4,
     'eval/loss': 0.3,
     'eval/accuracy': 1.4,
+    'curves': {
+      'eval/loss': [[0, None, 0, 0.3], [2, None, 2, 0.3]],
+      'eval/accuracy': [[0, None, 0, 0], [2, None, 2, 1.4]],
+    },
   }
   assert call(experiment, monkeypatch) == (None, [])
-  assert capsys.readouterr().out == '\ndense dense_0.1; sparse sparse_0.1\n'
+
+
+def test_equal_runs_of_experiments_are_one(experiment, monkeypatch):
+  other = experiment.with_name('08_tiny')
+  shutil.copytree(experiment, other)
+  assert call(experiment, monkeypatch, other)[1] == ['start', *NAMES]
+  rows = [results.read(f / 'results.jsonl') for f in (experiment, other)]
+  assert rows[0] == rows[1]
+
+
+def test_a_first_seed_comes_before_a_second(experiment, monkeypatch):
+  seeds = (
+    EXPERIMENT
+    + """
+for i, run in enumerate(SCALES['tiny']):
+  run['seed'] = i % 2
+"""
+  )
+  (experiment / 'sweep.py').write_text(seeds)
+  trained = call(experiment, monkeypatch, '--jobs=2')[1]
+  assert trained == ['start', *NAMES[::2], *NAMES[1::2]]
+
+
+def test_settings_decide_the_folder(experiment):
+  root = experiment.parent.parent
+  run = {'name': 'a', 'config': 'configs/a.gin', 'bindings': {'x': 1}}
+  folder = sweep.model_dir(run, root)
+  base = root / 'configs/base.gin'
+  base.write_text('# Another comment.\nx.y = 1\n\n')
+  assert sweep.model_dir(run | {'name': 'b'}, root) == folder
+  base.write_text('x.y = 2\n')
+  others = [
+    sweep.model_dir(run | {'bindings': bindings}, root)
+    for bindings in (
+      {'x': 1},
+      {'x': 2},
+      {'x': run},
+      {'x': dict(run, bindings={})},
+    )
+  ]
+  assert len({folder, *others}) == 5
 
 
 def test_a_result_has_the_numbers_of_the_cost(tmp_path):
   rows = [
     {'split': 'cost', 'step_flops': 7, 'cpu': 'a name'},
     {'split': 'train', 'loss': 0.5, 'seconds': 2.0},
-    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name', 'peak_memory': 9},
+    {'split': 'eval', 'loss': 0.5, 'seconds': 2.0},
+    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name', 'tokens': 5},
+    {'split': 'train', 'step': 4, 'loss': 0.5, 'seconds': 3.0},
+    {'split': 'eval', 'step': 4, 'loss': 0.25, 'seconds': 4.0},
   ]
   for row in rows:
     results.append(tmp_path / 'metrics.jsonl', {'step': 1, **row})
-  found = sweep.result({'name': 'a'}, tmp_path)
-  costs = {'cost/step_flops': 7, 'cost/peak_memory': 9}
-  assert found == {
-    'name': 'a',
-    'step': 1,
-    'seconds': 2.0,
+  assert sweep.result(tmp_path) == {
+    'step': 4,
+    'seconds': 3.0,
     'train/loss': 0.5,
-    **costs,
+    'eval/loss': 0.25,
+    'cost/step_flops': 7,
+    'cost/cpu': 'a name',
+    'cost/tokens': 5,
+    'FLOPs': 21,
+    'tokens': 15,
+    'curves': {'eval/loss': [[0, 0, 0, 0.5], [3, 21, 2, 0.25]]},
   }
 
 
 def test_what_was_stopped_goes_on(experiment, monkeypatch, capsys):
   errors = {'dense_0.3': 'warning\nValueError: no room'}
   error, trained = call(experiment, monkeypatch, errors=errors)
-  assert trained == NAMES[:2]
+  assert trained == ['start', *NAMES[:2]]
   assert 'ValueError: no room' in error and 'scripts/train.py' in error
   assert len(results.read(experiment / 'results.jsonl')) == 1
   capsys.readouterr()
   assert call(experiment, monkeypatch, '--list') == (None, [])
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 3
-  assert shlex.split(lines[0]) == [
+  *command, checkpoint, model_dir = shlex.split(lines[0])
+  assert command == [
     'python',
     'scripts/train.py',
     '--gin_file=configs/a.gin',
     '--gin.PEAK=0.3',
-    '--gin.CHECKPOINT="runs/dense"',
-    '--gin.MODEL_DIR="runs/07_tiny/tiny/dense_0.3"',
   ]
+  assert checkpoint.startswith('--gin.CHECKPOINT="runs/sweeps/start_')
+  assert model_dir.startswith('--gin.MODEL_DIR="runs/sweeps/a_')
   assert call(experiment, monkeypatch) == (None, NAMES[1:])
 
 
 def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
   errors = {'dense_0.1': 'x\nFloatingPointError: step 3 is not finite\nhint'}
-  assert call(experiment, monkeypatch, errors=errors) == (None, NAMES)
+  assert call(experiment, monkeypatch, errors=errors)[0] is None
   assert 'dense dense_0.3; sparse sparse_0.1' in capsys.readouterr().out
   row = results.read(experiment / 'results.jsonl')[0]
   assert row['error'] == 'FloatingPointError: step 3 is not finite'
@@ -159,7 +235,7 @@ def test_other_bindings_are_another_run(experiment, monkeypatch):
 def test_an_unknown_scale(experiment, monkeypatch):
   args = experiment, '--scale=huge'
   error = tiny_scripts.main(monkeypatch, 'sweep.py', *args)
-  assert error == 'error: --scale is one of tiny.'
+  assert error == 'error: --scale of 07_tiny is one of tiny.'
 
 
 def test_runs_that_are_none():
@@ -174,8 +250,8 @@ def test_runs_that_are_none():
 
 def test_values_of_bindings_are_gins():
   bindings = {'a.b': None, 'C': "it's", 'd': ('x', 1.0), 'e': '@f.g', 'H': '%I'}
-  run = {'name': 'a', 'config': 'c', 'bindings': bindings}
-  assert sweep.command(run, 'm')[2:-1] == [
+  run = {'name': 'a', 'config': CONFIG, 'bindings': bindings}
+  assert sweep.command(run)[2:-1] == [
     '--gin.a.b=None',
     '--gin.C="it\'s"',
     "--gin.d=('x', 1.0)",
@@ -217,7 +293,10 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
     assert tiny_scripts.main(monkeypatch, 'sweep.py', *args) is None
     assert 'scripts/train.py' in capsys.readouterr().out
     metrics = 'eval/accuracy', 'test/accuracy', 'scores/mean', 'scores/a/f1'
-    rows = [{**run, **dict.fromkeys(metrics, 0.5)} for run in runs]
+    made = dict.fromkeys(metrics, 0.5)
+    curve = [[0, 0, 0, 0.5], [2, 4, 6, 0.25]]
+    curves = dict.fromkeys(('eval/loss', 'eval/accuracy'), curve)
+    rows = [{**run, **made, 'curves': curves} for run in runs]
     assert found['summary'](rows)
 
 

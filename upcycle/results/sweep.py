@@ -2,20 +2,27 @@
 """Sweeps: lists of runs, their commands, and what came of them.
 
 A run is {'name', 'config', 'bindings'}: the gin file and what is set beside it.
-Further entries, such as its arm and seed, come back in its row of results.
+A binding that is a run itself stands for its MODEL_DIR: a checkpoint to start
+from, trained once for all that ask for it. Further entries, such as arm and
+seed, come back in its row of results.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
 
+from upcycle.results import spent
 from upcycle.results.metrics import read
 
 Run = Mapping[str, Any]
 KEYS = 'name', 'config', 'bindings'
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = 25  # of a curve in a row of results, at most
 
 
 def check(runs: Sequence[Run]) -> None:
@@ -37,12 +44,32 @@ def check(runs: Sequence[Run]) -> None:
     raise ValueError('No such sweep: ' + '; '.join(sorted(faults)) + '.')
 
 
-def command(run: Run, model_dir: str | Path) -> list[str]:
+def model_dir(run: Run, root: Path = ROOT) -> str:
+  """A folder of a run's own, named by its config and a hash of its settings.
+
+  Runs of the same settings share it, whatever experiment they are of: those of
+  the gin file and all that it includes, the bindings, and the runs in them.
+  """
+  bindings = dict(sorted(_resolved(run, root).items()))
+  settings = json.dumps([_settings(root, run['config']), bindings])
+  digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+  return f'runs/sweeps/{Path(run["config"]).stem}_{digest}'
+
+
+def parents(run: Run) -> Iterator[Run]:
+  """The runs that a run starts from, those of these first."""
+  for value in run['bindings'].values():
+    if isinstance(value, Mapping) and 'config' in value:
+      yield from parents(value)
+      yield value
+
+
+def command(run: Run, root: Path = ROOT) -> list[str]:
   """What trains a run, after the name of the Python to do it with.
 
   Values are written as Python literals, gin references (@, %) as they are.
   """
-  bindings = {**run['bindings'], 'MODEL_DIR': str(model_dir)}
+  bindings = {**_resolved(run, root), 'MODEL_DIR': model_dir(run, root)}
   return [
     'scripts/train.py',
     f'--gin_file={run["config"]}',
@@ -50,28 +77,55 @@ def command(run: Run, model_dir: str | Path) -> list[str]:
   ]
 
 
-def find(run: Run, rows: Iterable[Mapping]) -> Mapping | None:
+def entries(run: Run, root: Path = ROOT) -> dict[str, Any]:
+  """A run as its row of results has it, with its MODEL_DIR."""
+  found = {**run, 'bindings': _resolved(run, root)}
+  return json.loads(json.dumps(found | {'model_dir': model_dir(run, root)}))
+
+
+def find(
+  run: Run, rows: Iterable[Mapping], root: Path = ROOT
+) -> Mapping | None:
   """The row of results that has all entries of a run, if there is one."""
-  entries = json.loads(json.dumps(run)).items()
-  same = (row for row in rows if all(row.get(k) == v for k, v in entries))
+  wanted = entries(run, root).items()
+  same = (row for row in rows if all(row.get(k) == v for k, v in wanted))
   return next(same, None)
 
 
-def result(run: Run, model_dir: str | Path) -> dict[str, Any]:
-  """A run's row: its entries, last step, seconds, last metrics by split.
+def result(folder: str | Path) -> dict[str, Any]:
+  """What came of a run: its last metrics by split, cost, curves and totals.
 
-  Metrics are named 'eval/loss'; those of single layers are left out.
+  Metrics are named 'eval/loss'; those of single layers are left out. `curves`
+  has, for those that are a quality, [steps, FLOPs, seconds, value] of
+  evaluations, see `spent.Run`. `FLOPs`, `tokens` or `images` and `seconds` are
+  of the whole run.
   """
-  last = {row['split']: row for row in read(model_dir)}
+  rows = read(folder)
+  last = {row['split']: row for row in rows}
   final = {
     f'{split}/{name}': value
     for split, row in last.items()
     for name, value in row.items()
-    if isinstance(value, int | float) and name not in ('step', 'seconds')
+    if isinstance(value, int | float | str)
+    if name not in ('step', 'seconds', 'split')
     if '/' not in name or split not in ('train', 'eval')
   }
-  ends = last['train']['step'], last['train']['seconds']
-  return {**run, **dict(zip(('step', 'seconds'), ends, strict=True)), **final}
+  found = {'step': last['train']['step'], 'seconds': last['train']['seconds']}
+  curves = {
+    name: _thinned(curve)
+    for name, curve in spent.of_rows(rows).curves.items()
+    if name in final
+  }
+  cost = last.get('cost', {})
+  steps = found['step'] - min(row['step'] for row in rows)
+  for name, per_step in (
+    ('FLOPs', 'step_flops'),
+    ('tokens', 'tokens'),
+    ('images', 'images'),
+  ):
+    if per_step in cost:
+      found[name] = steps * cost[per_step]
+  return {**found, **final, 'curves': curves}
 
 
 def groups(
@@ -97,6 +151,37 @@ def best(
     return float(np.mean(np.nan_to_num(values, nan=-np.inf, neginf=-np.inf)))
 
   return max(groups(rows, *keys).items(), key=mean)
+
+
+def _settings(root: Path, config: str) -> list[str]:
+  """The lines of a gin file and of those it includes, but for comments."""
+  lines = []
+  for line in (root / config).read_text().splitlines():
+    included = re.match(r"include '(.*)'", line)
+    if included:
+      lines += _settings(root, included[1])
+    elif line.strip() and not line.startswith('#'):
+      lines.append(line.rstrip())
+  return lines
+
+
+def _resolved(run: Run, root: Path) -> dict[str, Any]:
+  """Its bindings, with a folder for each run."""
+  return {
+    name: model_dir(value, root)
+    if isinstance(value, Mapping) and 'config' in value
+    else value
+    for name, value in run['bindings'].items()
+  }
+
+
+def _thinned(curve: np.ndarray) -> list[list[float | None]]:
+  """At most POINTS of a curve, evenly and with both ends, six digits each."""
+  keep = np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round()
+  return [
+    [None if np.isnan(x) else float(f'{x:.6g}') for x in point]
+    for point in curve[keep.astype(int)]
+  ]
 
 
 def _literal(value: Any) -> str:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers (claim C7)."""
+
+from experiments import arms
+from upcycle.results import verdicts
+from upcycle.results.verdicts import Check
+
+CLAIMS = ('C7',)
+TITLE = 'Routers'
+QUESTION = (
+  'Is Expert Choice as good as top-k routing per step, and better per second?'
+)
+PAPER = (
+  'Table 2 and figure 8: per step Expert Choice is about as good as top-k, '
+  'which needs batch-prioritised routing; per training time it is better.'
+)
+
+
+def top_k(moe, k, priority):
+  """Token choice in an encoder, with the load-balance loss of the paper."""
+  return {
+    f'{moe}MoeConfig.router': '@encoder/routing.top_k',
+    f'{moe}MoeConfig.aux_weights': (('load_balance', 0.01),),
+    'encoder/routing.top_k.k': k,
+    'encoder/routing.top_k.batch_priority': priority,
+    'CAPACITY_FACTOR': float(k),
+  }
+
+
+def routers(moe):
+  return {
+    'Expert Choice, C=2': arms.UPCYCLED,
+    'top-2': ('upcycle', top_k(moe, 2, False)),
+    'top-2 by priority': ('upcycle', top_k(moe, 2, True)),
+    'Expert Choice, C=1': ('upcycle', {'CAPACITY_FACTOR': 1.0}),
+    'top-1 by priority': ('upcycle', top_k(moe, 1, True)),
+  }
+
+
+SCALES = arms.scales(routers('encoder/moe.'), routers('moe.'))
+
+
+def _checks(margin):
+  pairs = (
+    ('Expert Choice, C=2', 'top-2 by priority'),
+    ('Expert Choice, C=1', 'top-1 by priority'),
+  )
+  return (
+    *(Check(*p, relation='equal', margin=margin) for p in pairs),
+    *(Check(*p, 'seconds') for p in pairs),
+    Check('top-2 by priority', 'top-2', decides=False),
+  )
+
+
+CHECKS = {'language': _checks(0.01), 'vision': _checks(0.005)}
+
+summary = verdicts.summary(CHECKS)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality right after surgery (claim C15)."""
+
+from experiments import arms
+from upcycle.results import verdicts
+from upcycle.results.verdicts import Check
+
+CLAIMS = ('C15',)
+TITLE = 'The initial drop'
+QUESTION = 'How much of the dense model is there right after surgery?'
+PAPER = (
+  'Figure 15: the more capacity, the more; with renormalisation and a large '
+  'capacity all of it.'
+)
+
+
+def drops(renormalize):
+  """One step, for the evaluation before it."""
+  found = {'dense': ('dense', {'train.train.num_steps': 1})}
+  for name, on in (('raw', False), ('renormalised', True)):
+    for c in (1, 2, 3, 5, 8):
+      found[f'{name}, C={c}'] = (
+        'upcycle',
+        {
+          'train.train.num_steps': 1,
+          'CAPACITY_FACTOR': float(c),
+          'routing.expert_choice.renormalize': on,
+        },
+      )
+  return found
+
+
+SCALES = arms.scales(drops(False), drops(True), only=('laptop',))
+
+
+def _checks(margin):
+  return (
+    Check('raw, C=2', 'raw, C=1', 'start'),
+    Check('raw, C=3', 'raw, C=2', 'start'),
+    Check('raw, C=5', 'raw, C=3', 'start'),
+    Check(
+      'renormalised, C=8', 'dense', 'start', relation='equal', margin=margin
+    ),
+  )
+
+
+CHECKS = {'language': _checks(0.01), 'vision': _checks(0.005)}
+
+summary = verdicts.summary(CHECKS)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a claim holds: a statistic that is stated before anything is run.
+
+A claim is a list of checks, each of which compares two arms on the runs that
+have the same seed. Their differences, positive where the first arm is better,
+have a mean and a 95% bootstrap interval. 'above' holds where the interval is
+above 0 and fails where it is below; 'equal' holds where it is within the margin
+that counts as equal and fails where it is beyond. All else is undecided, and so
+is everything with fewer than three seeds.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from upcycle.results import spent
+from upcycle.results.metrics import interval
+
+HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold at this scale', 'undecided'
+SEEDS = 3  # fewer decide nothing
+Row = Mapping[str, Any]
+
+
+class Check(NamedTuple):
+  """A comparison of two arms.
+
+  Attributes:
+    first: the arm that the claim says is better, or as good.
+    second: the other.
+    at: 'steps', 'FLOPs' or 'seconds': at the most of it that both have spent;
+      'start': right after surgery.
+    relation: 'above' or 'equal'; 'widens': it is further above than after half
+      of that; 'cheaper': it needs less of `at` to get to where the second one
+      ends, as the logarithm of a ratio, where a run that never gets there
+      counts as one that does after twice of what it spent.
+    margin: of 'equal', in the metric's units.
+    share: of what both have spent, to compare after.
+    beyond: two arms whose own difference is taken off.
+    metric: '' is that of the rows, their 'metric'.
+    decides: False for what is shown beside a claim and no part of it.
+  """
+
+  first: str
+  second: str
+  at: str = 'steps'
+  relation: str = 'above'
+  margin: float = 0.0
+  share: float = 1.0
+  beyond: tuple[str, str] = ()
+  metric: str = ''
+  decides: bool = True
+
+
+class Finding(NamedTuple):
+  """What a check found: the mean difference, its interval, the verdict."""
+
+  check: Check
+  mean: float
+  low: float
+  high: float
+  seeds: int
+  verdict: str
+
+
+def find(check: Check, rows: Iterable[Row]) -> Finding:
+  """Evaluates a check on the rows of one modality."""
+  arms = check.first, check.second, *check.beyond
+  seeds: dict[int, dict[str, Row]] = {}
+  for row in rows:
+    if row['arm'] in arms and 'curves' in row:
+      seeds.setdefault(row['seed'], {})[row['arm']] = row
+  complete = [by for by in seeds.values() if len(by) == len(arms)]
+  found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
+  if not len(found):
+    return Finding(check, np.nan, np.nan, np.nan, 0, UNDECIDED)
+  low, high = map(float, interval(found))
+  verdict = _verdict(check, low, high) if len(found) >= SEEDS else UNDECIDED
+  return Finding(check, float(found.mean()), low, high, len(found), verdict)
+
+
+def difference(check: Check, first: Row, second: Row) -> float:
+  """How much better one run is than another, in the metric's units."""
+  metric = check.metric or first['metric']
+  better = spent.sign(metric)
+  curves = [np.array(r['curves'][metric], float) for r in (first, second)]
+  if check.at == 'start':
+    a, b = (curve[0, 3] for curve in curves)
+    return float(better * (a - b))
+  axis = spent.AXES.index(check.at)
+  if check.relation == 'cheaper':
+    a, b = (_needed(c, axis, curves[1][-1, 3], better) for c in curves)
+    return float(np.log(b / a))
+  most = check.share * min(curve[-1, axis] for curve in curves)
+
+  def ahead(spent_by_both: float) -> float:
+    a, b = (np.interp(spent_by_both, c[:, axis], c[:, 3]) for c in curves)
+    return float(better * (a - b))
+
+  return ahead(most) - (ahead(most / 2) if check.relation == 'widens' else 0)
+
+
+def _of_seed(check: Check, first: Row, second: Row, *beyond: Row) -> float:
+  taken_off = difference(check, *beyond) if beyond else 0.0
+  return difference(check, first, second) - taken_off
+
+
+def _needed(curve: np.ndarray, axis: int, value: float, better: int) -> float:
+  needed = spent.needed(curve, axis, value, better)
+  # What it had from the start it needed nothing for: the ratio wants a number.
+  least = curve[1, axis] / 2
+  return max(needed, least) if np.isfinite(needed) else 2 * curve[-1, axis]
+
+
+def overall(findings: Sequence[Finding]) -> str:
+  """Of a claim: all of its checks hold, one fails, or it is undecided."""
+  verdicts = {f.verdict for f in findings if f.check.decides}
+  if FAILS in verdicts:
+    return FAILS
+  return HOLDS if verdicts == {HOLDS} else UNDECIDED
+
+
+def by_modality(
+  checks: Sequence[Check] | Mapping[str, Sequence[Check]], rows: Sequence[Row]
+) -> dict[str, list[Finding]]:
+  """Findings for language and vision, which may have checks of their own."""
+  found = {}
+  for modality in dict.fromkeys(row['modality'] for row in rows):
+    own = checks[modality] if isinstance(checks, Mapping) else checks
+    those = [row for row in rows if row['modality'] == modality]
+    found[modality] = [find(check, those) for check in own]
+  return found
+
+
+def words(finding: Finding) -> str:
+  """A finding in a line."""
+  return (
+    f'{claim(finding.check)}: {finding.mean:+.4f} ({finding.low:+.4f} to '
+    f'{finding.high:+.4f}, {finding.seeds} seeds), {finding.verdict}'
+  )
+
+
+def claim(check: Check) -> str:
+  """What a check says."""
+  verb = {
+    'above': 'is better than',
+    'equal': f'is within {check.margin:g} of',
+    'widens': 'draws away from',
+    'cheaper': 'gets more cheaply to the end of',
+  }[check.relation]
+  where = 'at the start' if check.at == 'start' else f'for equal {check.at}'
+  if check.relation == 'cheaper':
+    where = f'in {check.at}'
+  if check.share != 1:
+    where = f'after {check.share:.0%}, {where}'
+  if check.beyond:
+    verb = f'is as far ahead, within {check.margin:g}, of'
+    where = f'as {check.beyond[0]} is of {check.beyond[1]}, {where}'
+  metric = f' ({check.metric})' if check.metric else ''
+  return f'{check.first} {verb} {check.second} {where}{metric}'
+
+
+def summary(checks: Any) -> Callable[[Sequence[Row]], str]:
+  """What a sweep prints: each check, and the verdict, by modality."""
+
+  def text(rows: Sequence[Row]) -> str:
+    return '\n'.join(
+      line
+      for modality, findings in by_modality(checks, rows).items()
+      for line in (
+        f'{modality}: {overall(findings)}',
+        *(f'  {words(finding)}' for finding in findings),
+      )
+    )
+
+  return text
+
+
+def _verdict(check: Check, low: float, high: float) -> str:
+  if check.relation == 'equal':
+    if -check.margin <= low and high <= check.margin:
+      return HOLDS
+    return FAILS if low > check.margin or high < -check.margin else UNDECIDED
+  if low > 0:
+    return HOLDS
+  return FAILS if high < 0 else UNDECIDED
