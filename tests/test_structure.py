@@ -32,7 +32,7 @@ IMPORTS = {
   'quantize': {'trees'},
   'checkpoints': {'trees'},
   'surgery': {'trees', 'expert_init'},
-  'downcycle': {'surgery', 'trees'},
+  'downcycle': {'expert_init', 'surgery', 'trees'},
   'partition': set(),
   'preemption': set(),
   'experts': {'dispatch'},

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from upcycle import surgery, trees
+from upcycle import expert_init, surgery, trees
 
 Choice = int | Literal['mean']
 
@@ -24,8 +24,6 @@ RULES: surgery.Rules = (
 )
 # What is dropped where the target has no such parameter.
 _ROUTER = re.compile(r'.*/(mlp/router|Moe/Router)/.*')
-# The way out of an MLP, which alone its scale is put into.
-_OUT = re.compile(r'(wo|Dense_1)/.*')
 
 
 def downcycle(
@@ -62,7 +60,7 @@ def downcycle(
       leaf = np.asarray(leaf)
       if origin.kind == 'merged':
         leaf = _merge(leaf, choose)
-        if scales and _OUT.fullmatch(origin.name):
+        if scales and expert_init.OUT.fullmatch(origin.name):
           leaf = leaf * np.float32(scales.get(_layer(origin), 1.0))
       return leaf.astype(want[path].dtype, copy=False)
 

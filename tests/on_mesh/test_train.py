@@ -216,7 +216,13 @@ def dense(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'init', [expert_init.copy, expert_init.copy_with_noise]
+  'init',
+  [
+    expert_init.copy,
+    expert_init.copy_with_noise,
+    expert_init.partly_fresh,
+    expert_init.drop_upcycle,
+  ],
 )
 def test_surgery_is_the_same_on_every_mesh(dense, init, tmp_path):
   """Parameters, expanded optimizer state, and the losses in the receipt."""
