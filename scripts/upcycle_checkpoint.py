@@ -35,6 +35,7 @@ def main() -> None:
     expert_init=gin_flags.bound(
       initialize.InitFrom, 'expert_init', expert_init.copy
     ),
+    depth_tile=gin_flags.bound(initialize.InitFrom, 'depth_tile', None),
     seed=gin_flags.bound(train.train, 'seed', 0),
     progress=lambda name, size: print(f'{size / 1e6:10.1f} MB  {name}'),
   )

@@ -87,6 +87,8 @@ def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
   ]
   if 'DENSE_CHECKPOINT' in config_text:
     lines.append(f"DENSE_CHECKPOINT = '{paths['dense']}'")
+  if 'depth_tile' in config_text:
+    lines.append('t5.preset.num_encoder_layers = 3')
   if 't5_moe.gin' in config_text:
     lines.append('NUM_EXPERTS = 4')
   if 't5_finetune.gin' in config_text:

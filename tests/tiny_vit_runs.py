@@ -131,6 +131,7 @@ def bindings(config_text: str, paths: dict[str, str], model_dir) -> list[str]:
   table = {
     'DENSE_CHECKPOINT': f"DENSE_CHECKPOINT = '{paths['dense']}'",
     'vit_finetune.gin': f"CHECKPOINT = '{paths['sparse']}'",
+    'depth_tile': 'vit.preset.depth = 3',
     'vit_moe.gin': f'NUM_EXPERTS = {EXPERTS}',
     'vit_laptop.gin': f"DATA = '{paths['data']}'",
     'vit_imagenet21k.gin': 'augment.inception_crop.size = 8',

@@ -12,10 +12,12 @@ import numpy as np
 from upcycle import (
   checkpoints,
   compatibility,
+  depth,
   initialize,
   receipt,
   results,
   surgery,
+  transfer,
 )
 from upcycle import expert_init as inits
 
@@ -28,6 +30,7 @@ def convert(
   format: str | None = None,
   compression: str | None = None,
   expert_init: surgery.ExpertInit = inits.copy,
+  depth_tile: depth.Order | None = None,
   seed: int = 0,
   progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def convert(
       'npz', or 'orbax' if npz cannot say what it computes.
     compression: of T5X's arrays; None is the fastest.
     expert_init: from a dense MLP's parameter to all experts' ones.
+    depth_tile: for a deeper model: which layers its layers are made of.
     seed: of what is drawn.
     progress: is told the name and bytes of each parameter written (T5X).
 
@@ -68,8 +72,12 @@ def convert(
     raise ValueError(f'{format!r} is no format of a {type(model).__name__}.')
   compatibility.check(source, model.config, shapes)
   with compatibility.explained(source, model.config):
-    params = initialize.upcycled(source.params, model, seed, expert_init)
-  written = receipt.of_surgery(source, params, expert_init, seed)
+    source, rules, _ = transfer.adapt(source, shapes, depth_tile=depth_tile)
+    params = initialize.upcycled(source.params, model, seed, expert_init, rules)
+  written = {
+    **receipt.of_surgery(source, params, expert_init, seed, rules),
+    **depth.receipt(source.params, shapes, depth_tile),
+  }
   if format == 't5x':
     checkpoints.t5x.write(
       output, params, source.step, compression=compression, progress=progress

@@ -14,6 +14,7 @@ import optax
 from upcycle import (
   checkpoints,
   compatibility,
+  depth,
   losses,
   optim,
   partition,
@@ -44,7 +45,8 @@ class InitFrom:
     path: of any format that `checkpoints.read` knows.
     expert_init: from a dense MLP's parameter to all experts' ones.
     optimizer_state: 'fresh', or 'expand': the source's, where each expert has
-      a copy of its MLP's statistics. Adam's bias correction then goes on from
+      a copy of its MLP's statistics, also where `expert_init` draws
+      parameters anew. Adam's bias correction then goes on from
       the source's count also for what is new, whose moments begin at zero: as
       in vmoe, a router's first updates are up to 6.5 times too large.
     step: the step to go on from; None: the source's, which it must record.
@@ -54,6 +56,9 @@ class InitFrom:
     resize_positions: resize learned position embeddings to the model's grid.
     upcycle: whether layers may be sparse that are dense in the source; False
       refuses them, where a model that is sparse by mistake would be upcycled.
+    depth_tile: for a model of more layers than the source: which of the
+      source's layers each is made of, statistics of the optimizer too
+      (`depth.stretched`, `depth.repeated`); None refuses such a model.
   """
 
   path: str
@@ -63,6 +68,7 @@ class InitFrom:
   replace: tuple[str, ...] = ()
   resize_positions: bool = False
   upcycle: bool = True
+  depth_tile: depth.Order | None = None
 
   def __post_init__(self):
     if self.optimizer_state not in ('fresh', 'expand'):
@@ -160,7 +166,7 @@ def from_checkpoint(
   compatibility.check(source, model.config, shapes)
   with compatibility.explained(source, model.config):
     source, rules, slot_rules = transfer.adapt(
-      source, shapes, init.replace, init.resize_positions
+      source, shapes, init.replace, init.resize_positions, init.depth_tile
     )
   if not init.upcycle:
     _check_as_sparse(init, surgery.origins(source.params, shapes, rules))
@@ -186,6 +192,7 @@ def from_checkpoint(
     ),
     'step': step,
     'optimizer_state': init.optimizer_state,
+    **depth.receipt(source.params, shapes, init.depth_tile),
     'step_0': receipt.first_losses(
       model, loss, dense, params, batch, param_shapes
     ),

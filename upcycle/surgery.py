@@ -6,6 +6,7 @@ strict both ways: a target without a source, a source without a target, another
 shape or a dtype that would lose digits are errors that list every offender.
 """
 
+import collections
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
@@ -16,16 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from upcycle import depth, trees
 from upcycle import expert_init as inits
-from upcycle import trees
 
 ExpertInit = Callable[[jax.Array, str, Any, int], Any]
 
 # (regex of the target, kind, template of the source). The first rule that
 # matches and whose source exists counts, so a tree that is sparse already, or
 # stays dense, is copied. The groups of the rule of an MLP's parameter are the
-# layer and the parameter's name in it.
-Rules = tuple[tuple[str, str, str | None], ...]
+# layer and the parameter's name in it. A template may also be a function from
+# the match to the source, as `depth.rules` makes them.
+Template = str | Callable[[re.Match], str] | None
+Rules = tuple[tuple[str, str, Template], ...]
 RULES: Rules = (
   (r'(.*)', 'copied', r'\1'),
   (r'(.*/mlp)/expert/(.*)', 'expert', r'\1/\2'),
@@ -132,6 +135,10 @@ def upcycle(
     def build(leaf: Any) -> Any:
       # Before the copies are made: those of a view would be real ones.
       leaf = leaf if leaf.dtype == dtype else leaf.astype(dtype)
+      if copies[origin.source] > 1 and isinstance(leaf, jax.Array):
+        # Or several parameters would be one buffer, which no step can donate.
+        place = leaf.sharding if places is None else places[path]
+        leaf = jax.device_put(leaf, place, may_alias=False)
       if origin.kind == 'expert':
         layer_key = inits.fold_in(key, origin.layer)
         init = expert_init
@@ -143,7 +150,35 @@ def upcycle(
     return trees.lazily(build, have[origin.source], want[path])
 
   found = origins(dense, sparse, rules)
+  copies = collections.Counter(o.source for o in found.values())
   return trees.unflatten({path: make(path, o) for path, o in found.items()})
+
+
+def depth_tile(
+  source: trees.Tree,
+  deeper: trees.Tree,
+  order: depth.Order = depth.stretched,
+  *,
+  rules: Rules = RULES,
+  **options: Any,
+) -> dict[str, Any]:
+  """The parameters, or optimizer slots, of a model of more layers.
+
+  Dense upcycling (Rae et al. 2021, appendix G.3); where the deeper model is
+  also sparse, its layers are upcycled. `rules` and options as of `upcycle`.
+
+  Args:
+    source: the source's parameters: arrays or lazy arrays.
+    deeper: shapes and dtypes of the target's.
+    order: which layer a layer is made of.
+    rules: what each target would be made of if the depths were equal.
+    **options: `key` and others of `upcycle`.
+
+  Raises:
+    ValueError: the model has fewer layers, or the trees do not fit.
+  """
+  tiled = depth.rules(rules, depth.sources(source, deeper, order))
+  return upcycle(source, deeper, rules=tiled, **options)
 
 
 @functools.cache  # or equal layers would be compiled one by one
@@ -211,7 +246,7 @@ def _origin(path: str, have: Mapping[str, Any], rules: Rules) -> Origin | None:
       continue
     if template is None:
       return Origin(kind)
-    source = match.expand(template)
+    source = template(match) if callable(template) else match.expand(template)
     if source in have:
       return Origin(kind, source, *(() if kind == 'copied' else match.groups()))
   return None

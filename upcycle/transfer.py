@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint made ready for another task: a new head, a new resolution."""
+"""A checkpoint made ready for a model with other layers, head or resolution."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from upcycle import checkpoints, positions, surgery, trees
+from upcycle import checkpoints, depth, positions, surgery, trees
 
 _POSITIONS = re.compile(r'(.*/)?pos_embedding')
 _RESIZE = (
@@ -18,6 +18,10 @@ _RESIZE = (
 _REPLACE = (
   "A head of other classes is made anew by InitFrom.replace = ('head/.*',)."
 )
+_DEPTH = (
+  'A deeper model is made of repeated layers by '
+  'InitFrom.depth_tile = @depth.stretched.'
+)
 
 
 def adapt(
@@ -25,6 +29,7 @@ def adapt(
   shapes: trees.Tree,
   replace: tuple[str, ...] = (),
   resize_positions: bool = False,
+  depth_tile: depth.Order | None = None,
 ) -> tuple[checkpoints.Checkpoint, surgery.Rules, surgery.Rules]:
   """The checkpoint without what is not taken from it, and rules to match.
 
@@ -34,14 +39,16 @@ def adapt(
     replace: regexes of whole paths: parameters that the model, if it has them,
       makes anew.
     resize_positions: resizes position embeddings of other shapes.
+    depth_tile: which of the source's layers a layer is made of; None: itself.
 
   Returns:
     The checkpoint, surgery's rules for its parameters, and those for its
     optimizer slots; the slots of what is new or resized start anew.
 
   Raises:
-    ValueError: a regex matches nothing, positions cannot be resized, or the
-      checkpoint does not fit the model, see `surgery.origins`.
+    ValueError: a regex matches nothing, positions cannot be resized, the model
+      has fewer layers than are to be repeated, or the checkpoint does not fit
+      the model, see `surgery.origins`.
   """
   have, want = trees.flatten(source.params), trees.flatten(shapes)
   _check_used(replace, [*have, *want])
@@ -49,7 +56,10 @@ def adapt(
   other = _other_positions(params, want)
   if resize_positions:
     params |= {p: _resized(params[p], want[p].shape[1]) for p in other}
-  rules = _fresh(replace) + surgery.RULES
+  layers = {}
+  if depth_tile is not None:
+    layers = depth.sources(source.params, shapes, depth_tile)
+  rules = depth.rules(_fresh(replace) + surgery.RULES, layers)
   try:
     surgery.origins(trees.unflatten(params), shapes, rules)
   except ValueError as error:
@@ -57,6 +67,7 @@ def adapt(
     helps = rows and not resize_positions and all(map(_resizable, rows))
     hints = [_RESIZE] if helps else []
     hints += [_REPLACE] if ': head/' in str(error) else []
+    hints += [_DEPTH] if not layers and _is_deeper(shapes, source) else []
     raise ValueError('\n'.join([str(error), *hints])) from None
   new = [*replace, *map(re.escape, other)]
   slots = trees.flatten(source.opt_state or {})
@@ -67,7 +78,12 @@ def adapt(
     opt_state=trees.unflatten(kept) or None,
   )
   slot_rules = _fresh(rf'(?:{r})/\w+' for r in new) + surgery.RULES
-  return adapted, rules, slot_rules
+  return adapted, rules, depth.rules(slot_rules, layers)
+
+
+def _is_deeper(shapes: trees.Tree, source: checkpoints.Checkpoint) -> bool:
+  have, want = depth.depths(source.params), depth.depths(shapes)
+  return any(want[stack] > n for stack, n in have.items() if stack in want)
 
 
 def _fresh(regexes: Iterable[str]) -> surgery.Rules:
