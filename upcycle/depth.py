@@ -74,8 +74,10 @@ def rules(
 
   Args:
     rules: of models of one depth, see `surgery.RULES`.
-    layers: see `sources`.
+    layers: see `sources`; without any the rules are the same.
   """
+  if not layers:
+    return rules
 
   def move(path: str) -> str:
     match = _LAYER.fullmatch(path)
