@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts: what a check compares, and when it holds."""
+
+import math
+
+import pytest
+
+from upcycle.results import verdicts
+from upcycle.results.verdicts import Check
+
+
+def row(arm, seed, *values, metric='eval/loss', step_flops=10):
+  """A run that is evaluated every 10 steps, which take step_flops each."""
+  curve = [
+    [10 * i, 10 * i * step_flops, 20 * i, y] for i, y in enumerate(values)
+  ]
+  return {
+    'arm': arm,
+    'seed': seed,
+    'metric': metric,
+    'modality': 'language',
+    'curves': {metric: curve},
+  }
+
+
+def arms(first, second, **options):
+  """Both arms with as many seeds as there are values, ending there."""
+  pairs = (('a', first), ('b', second))
+  return [
+    row(arm, seed, 5.0, 4.0, value, **options)
+    for arm, values in pairs
+    for seed, value in enumerate(values)
+  ]
+
+
+@pytest.mark.parametrize(
+  'first, second, verdict',
+  [
+    ((1.0, 2.0, 3.0), (1.1, 2.2, 3.3), verdicts.HOLDS),
+    ((1.1, 2.2, 3.3), (1.0, 2.0, 3.0), verdicts.FAILS),
+    ((1.0, 2.0, 3.0), (1.1, 2.2, 2.9), verdicts.UNDECIDED),
+    ((1.0, 2.0), (1.1, 2.2), verdicts.UNDECIDED),
+  ],
+)
+def test_a_lower_loss_is_better_seed_by_seed(first, second, verdict):
+  """However much seeds differ from each other."""
+  found = verdicts.find(Check('a', 'b'), arms(first, second))
+  assert found.verdict == verdict and found.seeds == len(first)
+  mean = sum(b - a for a, b in zip(first, second, strict=True)) / len(first)
+  assert found.mean == pytest.approx(mean)
+  assert found.low <= found.mean <= found.high
+
+
+def test_a_higher_accuracy_is_better():
+  rows = arms((0.5, 0.6, 0.7), (0.4, 0.5, 0.6), metric='eval/accuracy')
+  assert verdicts.find(Check('a', 'b'), rows).verdict == verdicts.HOLDS
+
+
+@pytest.mark.parametrize(
+  'margin, verdict',
+  [
+    (0.3, verdicts.HOLDS),
+    (0.15, verdicts.UNDECIDED),
+    (0.05, verdicts.FAILS),
+  ],
+)
+def test_equal_is_within_a_margin(margin, verdict):
+  rows = arms((1.0, 1.0, 1.0), (1.1, 1.2, 1.15))
+  check = Check('a', 'b', relation='equal', margin=margin)
+  assert verdicts.find(check, rows).verdict == verdict
+
+
+def test_seeds_that_only_one_arm_has_and_runs_that_diverged_do_not_count():
+  rows = arms((1.0, 2.0, 3.0, 4.0), (1.5, 2.5, 3.5))
+  rows.append({'arm': 'b', 'seed': 3, 'error': 'not finite'})
+  assert verdicts.find(Check('a', 'b'), rows).seeds == 3
+  nothing = verdicts.find(Check('a', 'c'), rows)
+  assert nothing.seeds == 0 and nothing.verdict == verdicts.UNDECIDED
+
+
+def test_what_both_have_spent_decides_where_they_are_compared():
+  a, b = row('a', 0, 9, 5, 4, step_flops=20), row('b', 0, 8, 6, 5)
+
+  def ahead(**options):
+    return verdicts.difference(Check('a', 'b', **options), a, b)
+
+  assert ahead() == 1 and ahead(at='start') == -1
+  assert ahead(at='FLOPs') == 0  # 200 of them: a after 10 steps, b after 20
+  assert ahead(share=0.5) == 1
+  assert ahead(share=0.25) == pytest.approx(0)
+  assert ahead(relation='widens') == 0
+  # 200 and 200 FLOPs to a loss of 5.
+  assert ahead(at='FLOPs', relation='cheaper') == 0
+  assert ahead(at='steps', relation='cheaper') == pytest.approx(math.log(2))
+  never = row('a', 0, 9, 8, 7)
+  check = Check('a', 'b', relation='cheaper')
+  found = verdicts.difference(check, never, b)
+  assert found == pytest.approx(math.log(1 / 2))
+
+
+def test_a_gain_is_compared_with_another():
+  rows = [
+    row(arm, seed, 9, end + seed)
+    for arm, end in (('a', 1), ('b', 3), ('c', 2), ('d', 5))
+    for seed in range(3)
+  ]
+  check = Check('a', 'b', beyond=('c', 'd'))
+  assert verdicts.find(check, rows).mean == pytest.approx(2 - 3)
+
+
+def test_a_claim_is_all_of_its_checks():
+  rows = arms((1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
+  good, bad = Check('a', 'b'), Check('b', 'a')
+
+  def overall(*checks):
+    found = verdicts.by_modality(checks, rows)
+    return verdicts.overall(found['language'])
+
+  assert overall(good) == verdicts.HOLDS
+  assert overall(good, bad) == verdicts.FAILS
+  assert overall(good, bad._replace(decides=False)) == verdicts.HOLDS
+  assert overall(good, Check('a', 'c')) == verdicts.UNDECIDED
+  assert overall() == verdicts.UNDECIDED
+
+
+def test_what_is_printed_says_what_was_compared():
+  checks = (
+    Check('a', 'b', 'FLOPs', share=0.5),
+    Check('a', 'b', relation='equal', margin=0.3),
+  )
+  rows = arms((1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
+  first, *lines = verdicts.summary({'language': checks})(rows).splitlines()
+  assert first == 'language: undecided'
+  assert lines[0].startswith('  a is better than b after 50%, for equal FLOPs:')
+  assert 'a is within 0.3 of b for equal steps: +0.2000' in lines[1]
+  assert '3 seeds), ' in lines[1]
