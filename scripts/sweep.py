@@ -23,6 +23,7 @@ import datetime
 import json
 import os
 from pathlib import Path
+import re
 import runpy
 import shlex
 import subprocess
@@ -52,8 +53,8 @@ class Experiment(NamedTuple):
     return results.read(self.file) if self.file.exists() else []
 
 
-def load(folder: Path, scale: str) -> Experiment:
-  """Of a folder.
+def load(folder: Path, scale: str, names: str) -> Experiment:
+  """Of a folder, with the runs whose names match.
 
   Raises:
     ValueError: it has no such scale, or runs that are none.
@@ -65,6 +66,7 @@ def load(folder: Path, scale: str) -> Experiment:
     )
   runs = [{'scale': scale, **run} for run in found['SCALES'][scale]]
   sweep.check(runs)
+  runs = [run for run in runs if re.search(names, run['name'])]
   return Experiment(folder, runs, found['summary'])
 
 
@@ -178,7 +180,7 @@ def _progress(
 def main() -> None:
   args = _parse()
   experiments = [
-    load(folder.resolve(), args.scale)
+    load(folder.resolve(), args.scale, args.names)
     for folder in args.experiments
     if (folder / 'sweep.py').exists()
   ]
@@ -199,6 +201,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument('experiments', type=Path, nargs='+', help='folders')
   parser.add_argument('--scale', required=True, help='a key of their SCALES')
+  parser.add_argument('--names', default='', help='only runs that match it')
   parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
   parser.add_argument(
     '--list', action='store_true', help='prints one command a run'

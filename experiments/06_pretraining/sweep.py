@@ -40,6 +40,6 @@ def _checks(margin):
   )
 
 
-CHECKS = {'language': _checks(0.02), 'vision': _checks(0.01)}
+CHECKS = {'language': _checks(0.02), 'vision': _checks(0.02)}
 
 summary = verdicts.summary(CHECKS)

@@ -28,7 +28,7 @@ CHECKS = {
   'vision': (
     Check('renormalised', 'raw'),
     Check(
-      'scratch, renormalised', 'scratch, raw', relation='equal', margin=0.01
+      'scratch, renormalised', 'scratch, raw', relation='equal', margin=0.02
     ),
   ),
 }
