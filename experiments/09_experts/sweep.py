@@ -14,12 +14,11 @@ PAPER = (
 )
 NUMBERS = {
   f'E={n}': ('upcycle', {} if n == 8 else {'NUM_EXPERTS': n})
-  for n in (2, 4, 8, 16, 32)
+  for n in (2, 8, 32)
 }
 SCALES = arms.scales(NUMBERS, NUMBERS)
 _CHECKS = (
   Check('E=8', 'E=2'),
-  Check('E=16', 'E=4'),
   Check('E=32', 'E=8'),
 )
 CHECKS = {
