@@ -12,7 +12,15 @@ import pytest
 
 from tests.conftest import golden
 from tests.test_t5 import BATCH, ENCODER, TINY
-from upcycle import checkpoints, initialize, losses, optim, surgery, trees
+from upcycle import (
+  checkpoints,
+  expert_init,
+  initialize,
+  losses,
+  optim,
+  surgery,
+  trees,
+)
 from upcycle.checkpoints import slots
 from upcycle.checkpoints import state as run_state
 from upcycle.models import t5
@@ -217,7 +225,9 @@ def start(folder, optimizer, **options):
 def test_adams_moments_are_expanded_in_a_run(dense_run):
   folder, dense = dense_run
   schedule = optim.inverse_sqrt(0.1, 100)
-  state, made_of = start(folder, optim.adamw(schedule), step=0)
+  # Moments are copied also where the experts themselves are not.
+  options = {'expert_init': expert_init.fresh, 'step': 0}
+  state, made_of = start(folder, optim.adamw(schedule), **options)
   found, dense = trees.flatten(slots.get(state.opt_state)), trees.flatten(dense)
   # The bias correction goes on from the moments' count, the schedule from
   # the step.
