@@ -109,24 +109,6 @@ def test_tiled_parameters_are_arrays_of_their_own():
   assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
 
 
-def test_a_model_may_become_sparse_and_deeper_at_once():
-  sparse = dataclasses.replace(
-    DEEPER, encoder_moe=test_t5.ENCODER, encoder_moe_layers=(1, 3)
-  )
-  dense, made = tiled(t5.T5(DENSE), t5.T5(sparse))
-  dense, made = dense['encoder'], made['encoder']
-  for i, j in enumerate(LAYERS['encoder']):
-    old, new = dense[f'layers_{j}']['mlp'], made[f'layers_{i}']['mlp']
-    assert ('expert' in new) == ('router' in new) == (i in (1, 3))
-    copies = [new]
-    if i in (1, 3):
-      copies = [
-        jax.tree.map(lambda x, e=e: x[e], new['expert']) for e in (0, 3)
-      ]
-    for copy in copies:
-      jax.tree.map(np.testing.assert_array_equal, copy, old)
-
-
 def test_a_shallower_model_is_refused():
   with pytest.raises(ValueError, match='as many layers or more') as error:
     tiled(t5.T5(DEEPER), t5.T5(DENSE))
@@ -185,6 +167,25 @@ def test_a_run_starts_deeper_with_its_optimizers_state(dense_checkpoint):
   assert receipt['depth_tile'] == {'order': 'stretched', 'layers': made}
   origin = receipt['origin']['encoder/layers_4/mlp/wo/kernel']
   assert origin['source'] == 'encoder/layers_1/mlp/wo/kernel'
+
+
+def test_a_model_may_become_sparse_and_deeper_at_once(dense_checkpoint):
+  sparse = dataclasses.replace(
+    DEEPER, encoder_moe=test_t5.ENCODER, encoder_moe_layers=(1, 3)
+  )
+  state, _ = start(dense_checkpoint, t5.T5(sparse), depth_tile=depth.stretched)
+  dense = checkpoints.read(dense_checkpoint).params['encoder']
+  made = state.params['encoder']
+  for i, j in enumerate(LAYERS['encoder']):
+    old, new = dense[f'layers_{j}']['mlp'], made[f'layers_{i}']['mlp']
+    assert ('expert' in new) == ('router' in new) == (i in (1, 3))
+    copies = [new]
+    if i in (1, 3):
+      copies = [
+        jax.tree.map(lambda x, e=e: x[e], new['expert']) for e in (0, 3)
+      ]
+    for copy in copies:
+      jax.tree.map(np.testing.assert_array_equal, copy, old)
 
 
 def test_without_an_order_a_deeper_model_is_refused(dense_checkpoint):

@@ -135,16 +135,16 @@ def upcycle(
     def build(leaf: Any) -> Any:
       # Before the copies are made: those of a view would be real ones.
       leaf = leaf if leaf.dtype == dtype else leaf.astype(dtype)
-      if copies[origin.source] > 1 and isinstance(leaf, jax.Array):
-        # Or several parameters would be one buffer, which no step can donate.
-        place = leaf.sharding if places is None else places[path]
-        leaf = jax.device_put(leaf, place, may_alias=False)
       if origin.kind == 'expert':
         layer_key = inits.fold_in(key, origin.layer)
         init = expert_init
         if places is not None:
           init = _on_mesh(init, places[path])
         leaf = init(layer_key, origin.name, leaf, shape[0])
+      elif copies[origin.source] > 1 and isinstance(leaf, jax.Array):
+        # Or several parameters would be one buffer, which no step can donate.
+        place = leaf.sharding if places is None else places[path]
+        leaf = jax.device_put(leaf, place, may_alias=False)
       return leaf
 
     return trees.lazily(build, have[origin.source], want[path])

@@ -15,6 +15,7 @@ from tests import tiny_runs
 from tests.on_mesh import meshes
 from upcycle import (
   checkpoints,
+  depth,
   expert_init,
   initialize,
   losses,
@@ -81,10 +82,10 @@ TOP_2 = functools.partial(
 ONE_LAYER = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
 
 
-def text_model(sparse=True):
+def text_model(sparse=True, **changes):
   config = t5.preset(
     't5_1_1_small',
-    **tiny_runs.SIZES | ONE_LAYER,
+    **tiny_runs.SIZES | ONE_LAYER | changes,
     vocab_size=96,
     dropout_rate=0.1,
     encoder_moe=SPARSE(num_experts=16) if sparse else None,
@@ -215,39 +216,35 @@ def dense(tmp_path_factory):
   return str(checkpoints.t5x.write(folder, state.params, 1000, slots))
 
 
+def upcycled(shape, start, model):
+  """The state on a mesh, checked for where it lies, and the receipt."""
+  batch = tokens(np.random.default_rng(0))
+  with jax.set_mesh(meshes.make(shape, model.num_experts())):
+    state, made_of = initialize.from_checkpoint(
+      start, model, losses.seq2seq, ADAFACTOR, partition.put_batch(batch), 0
+    )
+    for leaf, place in zip(
+      jax.tree.leaves(state),
+      jax.tree.leaves(partition.shardings(state)),
+      strict=True,
+    ):
+      assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+  step_0 = made_of.pop('step_0')
+  return jax.device_get(state), made_of, step_0
+
+
 @pytest.mark.parametrize(
   'init',
   [
     expert_init.copy,
     expert_init.copy_with_noise,
-    expert_init.partly_fresh,
     expert_init.drop_upcycle,
   ],
 )
 def test_surgery_is_the_same_on_every_mesh(dense, init, tmp_path):
   """Parameters, expanded optimizer state, and the losses in the receipt."""
   start = initialize.InitFrom(dense, init, optimizer_state='expand')
-  model, batch = text_model(), tokens(np.random.default_rng(0))
-
-  def upcycle(shape):
-    with jax.set_mesh(meshes.make(shape, model.num_experts())):
-      state, made_of = initialize.from_checkpoint(
-        start,
-        model,
-        losses.seq2seq,
-        ADAFACTOR,
-        partition.put_batch(batch),
-        0,
-      )
-      for leaf, place in zip(
-        jax.tree.leaves(state),
-        jax.tree.leaves(partition.shardings(state)),
-        strict=True,
-      ):
-        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    step_0 = made_of.pop('step_0')
-    return jax.device_get(state), made_of, step_0
-
+  upcycle = functools.partial(upcycled, start=start, model=text_model())
   expected, made_of, step_0 = upcycle((1, 1, 1))
   assert int(expected.step) == 1000 and step_0['dense_loss'] > 0
   for shape in ((1, 8, 1), (2, 2, 2))[init is not expert_init.copy :]:
@@ -258,6 +255,18 @@ def test_surgery_is_the_same_on_every_mesh(dense, init, tmp_path):
     assert same == made_of
     for name in ('loss', 'dense_loss'):
       assert found[name] == pytest.approx(step_0[name], rel=1e-5)
+
+
+def test_depth_tiling_is_the_same_on_every_mesh(dense):
+  """A layer's MLP becomes a dense one and experts, which lie differently."""
+  start = initialize.InitFrom(
+    dense, optimizer_state='expand', depth_tile=depth.stretched
+  )
+  model = text_model(num_encoder_layers=3, num_decoder_layers=2)
+  expected, made_of, _ = upcycled((1, 1, 1), start, model)
+  state, same, _ = upcycled((2, 2, 2), start, model)
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+  assert same == made_of
 
 
 def test_sigterm_saves_and_stops_with_a_code_to_restart_on(tmp_path):
