@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full finetuning of a dense and an upcycled ViT: the paper's grid."""
+"""Full finetuning of a dense and an upcycled ViT (claim C3)."""
 
 import itertools
 
 from upcycle.results import sweep
+from upcycle.results.verdicts import Check
 
+CLAIMS = ('C3',)
+TITLE = 'Full finetuning of a ViT'
+QUESTION = (
+  'Is the upcycled ViT still ahead of the dense one on test images after full '
+  'finetuning, each with the setting that is best on validation?'
+)
+PAPER = (
+  'Figure 3: what upcycling gains upstream is still there after finetuning, '
+  'though noisier.'
+)
 # Where the checkpoint is, and what differs from the config.
 ARMS = {
   'dense': ('dense', {'vit.preset.moe': None}),
@@ -57,12 +68,27 @@ SCALES = {
 }
 
 
+ENTRIES = {'modality': 'vision', 'metric': 'test/accuracy'}
+CHECKS = (Check('upcycled', 'dense', 'end'),)
+
+
+def best(rows):
+  """By arm the setting that validation chooses, and its rows."""
+  return {
+    arm: sweep.best(runs, 'eval/accuracy', 'steps', 'peak')
+    for (arm,), runs in sweep.groups(rows, 'arm').items()
+  }
+
+
+def chosen(rows):
+  return [row for _, those in best(rows).values() for row in those]
+
+
 def summary(rows):
   """The setting of each arm that validation chooses, and its test accuracy."""
   lines = []
-  for (arm,), runs in sweep.groups(rows, 'arm').items():
-    (steps, peak), chosen = sweep.best(runs, 'eval/accuracy', 'steps', 'peak')
-    accuracy = [100 * row.get('test/accuracy', 0.0) for row in chosen]
+  for arm, ((steps, peak), those) in best(rows).items():
+    accuracy = [100 * row.get('test/accuracy', 0.0) for row in those]
     lines.append(
       f'{arm}: {steps:,} steps at {peak} are best on validation; test accuracy '
       f'{sum(accuracy) / len(accuracy):.2f}% '

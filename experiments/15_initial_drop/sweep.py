@@ -30,6 +30,7 @@ def drops(renormalize):
   return found
 
 
+FIGURE = 'start'
 SCALES = arms.scales(drops(False), drops(True), only=('laptop',))
 
 

@@ -112,12 +112,12 @@ def comparison_figure(
 def _panels(axes, curves, dense):
   """One metric per step and per time; returns the unit of time."""
   most = max(seconds[-1] for _, seconds, _ in curves.values())
-  unit, scale = _unit(most)
-  low, high = _limits([values for _, _, values in curves.values()], dense)
+  unit, scale = time_unit(most)
+  low, high = limits([values for _, _, values in curves.values()], dense)
   for i, (key, (steps, seconds, values)) in enumerate(curves.items()):
     style = {'color': COLOURS[i % 6], 'marker': MARKERS[i % 6]}
     for axis, x in zip(axes, (steps, seconds / scale), strict=True):
-      _draw(axis, x, values, low, high, label=key, **style)
+      draw(axis, x, values, low, high, label=key, **style)
   level = {'color': '#666666', 'ls': '--', 'lw': 1.3, 'zorder': 1}
   for axis in axes:
     if dense is not None:
@@ -145,14 +145,15 @@ def _arm(key, runs, name):
   return steps - steps[0], seconds - seconds[0], values
 
 
-def _unit(seconds):
+def time_unit(seconds):
+  """What to count so many seconds in, and how many of them it has."""
   for unit, scale in (('hours', 3600), ('minutes', 60)):
     if seconds > 2 * scale:
       return unit, scale
   return 'seconds', 1
 
 
-def _limits(curves, dense):
+def limits(curves, dense):
   """Vertical limits: of all points, but for first ones far off the others."""
   means = [values.mean(0) for values in curves]
   later = np.concatenate([m[1 + len(m) // 10 :] for m in means])
@@ -169,8 +170,12 @@ def _limits(curves, dense):
   return low, high
 
 
-def _draw(axis, x, values, low, high, *, label, **style):
-  mean, style = values.mean(0), {**style, 'mec': 'white'}
+def draw(axis, x, values, low, high, *, label, **style):
+  """The mean of R runs' values [R, N], its band, and its first point.
+
+  That one is at the edge, with its value, if it is not between low and high.
+  """
+  mean, style = values.mean(0), {**style, 'mec': axis.get_facecolor()}
   axis.plot(x, mean, label=label, markevery=max(1, len(x) // 16), **style)
   if len(values) > 1:
     band = {'color': style['color'], 'alpha': 0.2, 'lw': 0}
@@ -193,6 +198,6 @@ def _off_scale(axis, x, y, value, color):
     color=color,
     va='center',
     weight='bold',
-    bbox={'fc': 'white', 'ec': 'none', 'pad': 1.5},
+    bbox={'fc': axis.get_facecolor(), 'ec': 'none', 'pad': 1.5},
     zorder=6,
   )

@@ -21,7 +21,7 @@ def number(value: float) -> str:
 def markdown(rows: Sequence[Mapping[str, Any]], notes: Iterable[str]) -> str:
   """A table and the notes below it."""
   names = list(rows[0])
-  right = ['---' if n in ('of', 'what') else '---:' for n in names]
+  right = ['---' if _is_text(rows, n) else '---:' for n in names]
   lines = [names, right, *_cells(rows)]
   table = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
   return table + ''.join(f'\n{note}\n' for note in notes)
@@ -33,7 +33,7 @@ def rich_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
   made = table.Table()
   for name in rows[0]:
-    text = name in ('of', 'what')
+    text = _is_text(rows, name)
     made.add_column(name, justify='left' if text else 'right')
   said = None
   for of, *cells in _cells(rows):
@@ -45,10 +45,15 @@ def rich_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  return [[_cell(value) for value in row.values()] for row in rows]
+  return [[cell(value) for value in row.values()] for row in rows]
 
 
-def _cell(value: Any) -> str:
+def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+  return all(isinstance(row[name], str) for row in rows)
+
+
+def cell(value: Any) -> str:
+  """Of a number, words, None, or {'mean', 'low', 'high'}."""
   if isinstance(value, Mapping):
     mean, low, high = (number(value[k]) for k in ('mean', 'low', 'high'))
     return f'{mean} ({low} to {high})'

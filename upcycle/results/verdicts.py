@@ -29,7 +29,8 @@ class Check(NamedTuple):
     first: the arm that the claim says is better, or as good.
     second: the other.
     at: 'steps', 'FLOPs' or 'seconds': at the most of it that both have spent;
-      'start': right after surgery.
+      'start': right after surgery; 'end': whatever was spent, of rows that need
+      no curves.
     relation: 'above' or 'equal'; 'widens': it is further above than after half
       of that; 'cheaper': it needs less of `at` to get to where the second one
       ends, as the logarithm of a ratio, where a run that never gets there
@@ -68,7 +69,7 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
   arms = check.first, check.second, *check.beyond
   seeds: dict[int, dict[str, Row]] = {}
   for row in rows:
-    if row['arm'] in arms and 'curves' in row:
+    if row['arm'] in arms and 'error' not in row:
       seeds.setdefault(row['seed'], {})[row['arm']] = row
   complete = [by for by in seeds.values() if len(by) == len(arms)]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
@@ -83,6 +84,8 @@ def difference(check: Check, first: Row, second: Row) -> float:
   """How much better one run is than another, in the metric's units."""
   metric = check.metric or first['metric']
   better = spent.sign(metric)
+  if check.at == 'end':
+    return float(better * (first[metric] - second[metric]))
   curves = [np.array(r['curves'][metric], float) for r in (first, second)]
   if check.at == 'start':
     a, b = (curve[0, 3] for curve in curves)
@@ -134,10 +137,19 @@ def by_modality(
 
 def words(finding: Finding) -> str:
   """A finding in a line."""
-  return (
-    f'{claim(finding.check)}: {finding.mean:+.4f} ({finding.low:+.4f} to '
-    f'{finding.high:+.4f}, {finding.seeds} seeds), {finding.verdict}'
-  )
+  return f'{claim(finding.check)}: {numbers(finding)}, {finding.verdict}'
+
+
+def numbers(finding: Finding) -> str:
+  """Its mean and interval, of what is cheaper as a factor."""
+  if not finding.seeds:
+    return 'no seed has both'
+  found = np.array(finding[1:4])
+  times, sign = '', '+'
+  if finding.check.relation == 'cheaper':
+    found, times, sign = np.exp(found), ' times', ''
+  mean, low, high = (f'{x:{sign}.4f}' for x in found)
+  return f'{mean}{times} ({low} to {high}, {finding.seeds} seeds)'
 
 
 def claim(check: Check) -> str:
@@ -148,7 +160,8 @@ def claim(check: Check) -> str:
     'widens': 'draws away from',
     'cheaper': 'gets more cheaply to the end of',
   }[check.relation]
-  where = 'at the start' if check.at == 'start' else f'for equal {check.at}'
+  ends = {'start': 'at the start', 'end': 'at the end'}
+  where = ends.get(check.at, f'for equal {check.at}')
   if check.relation == 'cheaper':
     where = f'in {check.at}'
   if check.share != 1:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of the report: HTML that stands alone, and its twin in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+import re
+from typing import Any
+
+from upcycle.results import report, report_figures, tables
+from upcycle.results.metrics import write_text
+
+FIGURES = 'figures/results'
+MARKED = re.compile(r'(<!-- results -->\n).*?(<!-- /results -->)', re.DOTALL)
+
+
+def write(found: Sequence[Mapping[str, Any]], docs: Path, readme: Path) -> None:
+  """Writes results.html, results.md and its figures; updates the README.
+
+  Args:
+    found: of `report.experiments`.
+    docs: the folder of the pages, beside that of the experiments.
+    readme: gets the table of claims between its comments `results` and
+      `/results`, if it has these.
+  """
+  for name, svg in _figures(found):
+    write_text(docs / FIGURES / name, report_figures.alone(svg))
+  write_text(docs / 'results.html', html(found))
+  write_text(docs / 'results.md', markdown(found))
+  if readme.exists():
+    page = f'{docs.name}/results.md'
+    table = tables.markdown(report.claims(found, page), ())
+    text = MARKED.sub(rf'\g<1>\n{_literal(table)}\n\2', readme.read_text())
+    write_text(readme, text)
+
+
+def html(found: Sequence[Mapping[str, Any]]) -> str:
+  """The page, with all that it shows in it."""
+  return _render('results.html.j2', found)
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+  """The page in Markdown, which links to the figures."""
+  return _render('results.md.j2', found)
+
+
+def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:
+  import jinja2
+
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('upcycle.results'),
+    autoescape=lambda name: '.html' in name,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  environment.filters |= {
+    'cell': tables.cell,
+    'markdown': lambda rows: tables.markdown(rows, ()),
+    'prefixed': report_figures.prefixed,
+  }
+  return environment.get_template(template).render(
+    experiments=found,
+    modalities=report.MODALITIES,
+    claims=report.claims(found),
+    figures=FIGURES,
+  )
+
+
+def _figures(
+  found: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, str]]:
+  return [
+    (f'{one["name"]}_{modality}.svg', part['figure']['svg'])
+    for one in found
+    for modality, part in one['parts'].items()
+    if part['figure']['svg']
+  ]
+
+
+def _literal(text: str) -> str:
+  """For the right side of a substitution."""
+  return text.replace('\\', r'\\')
