@@ -170,13 +170,15 @@ def limits(curves, dense):
   return low, high
 
 
-def draw(axis, x, values, low, high, *, label, **style):
+def draw(axis, x, values, low, high, *, label, marks=16, **style):
   """The mean of R runs' values [R, N], its band, and its first point.
 
   That one is at the edge, with its value, if it is not between low and high.
+  About as many points as `marks` have a mark.
   """
   mean, style = values.mean(0), {**style, 'mec': axis.get_facecolor()}
-  axis.plot(x, mean, label=label, markevery=max(1, len(x) // 16), **style)
+  every = max(1, len(x) // marks)
+  axis.plot(x, mean, label=label, markevery=every, **style)
   if len(values) > 1:
     band = {'color': style['color'], 'alpha': 0.2, 'lw': 0}
     axis.fill_between(x, *interval(values), **band)

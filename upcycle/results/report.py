@@ -21,7 +21,7 @@ from upcycle.results import (
   verdicts,
 )
 from upcycle.results.metrics import read
-from upcycle.results.tables import Table, number
+from upcycle.results.tables import Table
 
 MODALITIES = 'language', 'vision'
 NEEDED = 'CLAIMS', 'TITLE', 'QUESTION', 'PAPER', 'SCALES', 'CHECKS', 'summary'
@@ -128,7 +128,7 @@ def setup(rows: Sequence[Row]) -> dict[str, str]:
   said = {
     'seeds': _list(row['seed'] for row in rows),
     'extra steps': _list(f'{end[0]:,.0f}' for end in ends),
-    'runs': f'{len(rows)}, in {number(hours)} hours of compute' if rows else '',
+    'runs': f'{len(rows)}, in {hours:.2g} hours of compute' if rows else '',
     'machine': '; '.join(sorted({', '.join(m) for m in machines if m})),
   }
   return {name: words for name, words in said.items() if words}

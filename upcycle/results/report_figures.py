@@ -50,19 +50,20 @@ FLOPS = ('P', 1e15), ('T', 1e12), ('G', 1e9), ('', 1)
 
 
 def figure(rows: Sequence[Row], kind: str = '') -> dict[str, str]:
-  """The figure of one modality, as {'svg', 'caption'}; '' without rows.
+  """The figure of one modality, {'svg', 'caption'}; '' where nothing is.
 
   Args:
     rows: of results.
     kind: of KINDS; '': curves where there are few arms and they have some.
   """
-  if not rows:
+  if not report_values.reached(rows):
     return {'svg': '', 'caption': ''}
   lines = report_values.curves(rows)
   few = len(lines) <= MOST_CURVES and all(
     len(c) > 2 for those in lines.values() for c in those
   )
-  draw, caption = KINDS[kind or ('curves' if lines and few else 'final')]
+  kind = kind or ('curves' if few else 'final')
+  draw, caption = KINDS[kind if lines else 'final']
   metric = rows[0]['metric']
   return {'svg': draw(rows, LABELS.get(metric, metric)), 'caption': caption}
 
@@ -71,6 +72,8 @@ def clean(svg: str) -> str:
   """An SVG to be put into a page: without what names other resources."""
   svg = re.sub(r'^.*?(?=<svg\b)', '', svg, flags=re.DOTALL)
   svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+  # Matplotlib turns every text, mostly by nothing.
+  svg = re.sub(r' transform="rotate\(-0 [^"]*"', '', svg)
   return svg.replace(INK, 'currentColor').strip()
 
 
@@ -100,9 +103,14 @@ def curves(rows: Sequence[Row], label: str) -> str:
       most = max(c[:, -1, axis].mean() for c in lines.values())
       unit, scale = _unit(axis, most)
       for i, (name, c) in enumerate(lines.items()):
-        style = {'color': figures.COLOURS[i], 'marker': figures.MARKERS[i]}
+        style = {
+          'color': figures.COLOURS[i % 6],
+          'marker': figures.MARKERS[i % 6],
+        }
         x = c[..., axis].mean(0) / scale
-        figures.draw(panel, x, c[..., 3], low, high, label=name, **style)
+        figures.draw(
+          panel, x, c[..., 3], low, high, label=name, marks=6, **style
+        )
       panel.set(xlabel=f'extra {unit}', ylim=(low, high))
     panels[0].set(ylabel=label)
     handles = panels[0].get_legend_handles_labels()
@@ -161,7 +169,7 @@ def _dots(
       panel.set(title=title, xlabel=label, yticks=range(len(names)))
       panel.set_yticklabels(names)
       panel.locator_params(axis='x', nbins=4)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
 
   return _svg(len(found), 1.3 + 0.32 * len(names), draw)
 

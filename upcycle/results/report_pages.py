@@ -40,7 +40,8 @@ def html(found: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
   """The page in Markdown, which links to the figures."""
-  return _render('results.md.j2', found)
+  text = _render('results.md.j2', found)
+  return re.sub(r'\n{3,}', '\n\n', text).rstrip() + '\n'
 
 
 def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: its numbers, its verdicts, its pages, also as a browser has them.
+
+Experiments are three: one with what a diverged run and one that was not made
+leave, one that has not begun, and one whose rows are chosen and have no curves.
+"""
+
+from html.parser import HTMLParser
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import tiny_scripts
+from upcycle import results
+from upcycle.results import report, report_pages, report_values, sweep, verdicts
+
+CORE = """
+from upcycle.results import verdicts
+from upcycle.results.verdicts import Check
+CLAIMS, TITLE, QUESTION, PAPER = ('C1', 'C2'), 'Core', 'Better?', 'P & Q: < 1.'
+METRICS = {'language': 'eval/loss', 'vision': 'eval/accuracy'}
+SCALES = {'laptop': [
+  {'name': f'{m}_{arm}_{seed}', 'modality': m, 'arm': arm, 'seed': seed,
+   'metric': metric, 'config': 'configs/dense_t5_laptop.gin', 'bindings': {}}
+  for m, metric in METRICS.items() for seed in range(3)
+  for arm in ('dense', 'upcycled')
+], 'base': []}
+CHECKS = (
+  Check('upcycled', 'dense'), Check('upcycled', 'dense', 'FLOPs'),
+  Check('dense', 'upcycled', 'seconds', decides=False),
+)
+summary = verdicts.summary(CHECKS)
+"""
+WAITING = CORE.replace("'C1', 'C2'", "'C8',").replace('Core', 'Waiting')
+CHOSEN = """
+from upcycle.results.verdicts import Check
+CLAIMS, TITLE, QUESTION, PAPER = ('C3',), 'Finetuning', 'Still?', 'Figure 3.'
+SCALES = {'laptop': [
+  {'name': f'{arm}_{rate}_{seed}', 'arm': arm, 'seed': seed, 'rate': rate,
+   'config': 'configs/dense_t5_laptop.gin', 'bindings': {}}
+  for arm in ('dense', 'upcycled') for seed in range(3) for rate in (1, 2)
+]}
+ENTRIES = {'modality': 'vision', 'metric': 'test/accuracy'}
+CHECKS = (Check('upcycled', 'dense', 'end'),)
+def chosen(rows):
+  return [row for row in rows if row['rate'] == 2]
+def summary(rows):
+  return f'{len(rows)} rows & more'
+"""
+SQUARE = (
+  '<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "a" "http://b/c.dtd">\n'
+  '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200" width="200" '
+  'height="200"><metadata><a href="http://d"/></metadata>'
+  '<path id="p" d="M0 0H200V200Z" fill="#888"/></svg>'
+)
+
+
+def row(run, rng):
+  """The results of a run: the upcycled model is better and costs twice."""
+  upcycled = run['arm'] == 'upcycled'
+  steps = np.linspace(0, 100, 6)
+  value = 3 - steps / 100 - 1.3 * upcycled * steps / 100 + 0.01 * rng.rand(6)
+  if run['modality'] == 'vision':
+    value = 1 - value / 10
+  spent = np.stack([steps, 1e9 * steps, steps], 1) * (
+    [1, 2, 2] if upcycled else 1
+  )
+  curve = np.column_stack([spent, value]).tolist()
+  return {
+    **sweep.entries({'scale': 'laptop', **run}),
+    'step': 1100,
+    'seconds': 3600.0,
+    'FLOPs': curve[-1][1],
+    'cost/cpu': 'a cpu',
+    'cost/peak_memory': 5_000_000,
+    run['metric']: curve[-1][3],
+    'curves': {run['metric']: curve},
+  }
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """A repository of the three experiments."""
+  root, rng = tmp_path_factory.mktemp('report'), np.random.RandomState(0)
+  sources = {'01_chosen': CHOSEN, '03_core': CORE, '08_waiting': WAITING}
+  for name, source in sources.items():
+    (root / 'experiments' / name).mkdir(parents=True)
+    (root / 'experiments' / name / 'sweep.py').write_text(source)
+  (root / 'experiments/00_none').mkdir()
+  core, finetuning = (
+    root / 'experiments' / n for n in ('03_core', '01_chosen')
+  )
+  runs = runpy.run_path(str(core / 'sweep.py'))['SCALES']['laptop']
+  rows = [row(run, rng) for run in runs]
+  # An older result of the same name; one of other settings; what is not there.
+  rows.insert(0, {**rows[0], 'eval/loss': 99.0, 'curves': {}})
+  rows[2]['model_dir'] = 'runs/sweeps/other'
+  del rows[-2:]
+  rows[-1] = {k: v for k, v in rows[-1].items() if '/' not in k} | {
+    'error': 'FloatingPointError: step 7'
+  }
+  for one in rows:
+    results.append(core / 'results.jsonl', one)
+  runs = runpy.run_path(str(finetuning / 'sweep.py'))['SCALES']['laptop']
+  for run in runs:
+    value = (run['arm'] == 'dense') * 0.1 + run['seed'] / 100 + run['rate']
+    made = {**run, 'scale': 'laptop', 'test/accuracy': value}
+    results.append(finetuning / 'results.jsonl', made)
+  pictures = core / 'figures'
+  pictures.mkdir()
+  (pictures / 'load.svg').write_text(SQUARE)
+  (pictures / 'drift.svg').write_text(SQUARE)
+  captions = json.dumps({'load.svg': 'Load of <all> experts.'})
+  (pictures / 'captions.json').write_text(captions)
+  text = 'before\n<!-- results -->\nformer\n<!-- /results -->\nafter\n'
+  (root / 'README.md').write_text(text)
+  return root
+
+
+@pytest.fixture(scope='module')
+def found(root):
+  return report.experiments(sorted((root / 'experiments').iterdir()), 'laptop')
+
+
+@pytest.fixture(scope='module')
+def docs(root, found):
+  report_pages.write(found, root / 'docs', root / 'README.md')
+  return root / 'docs'
+
+
+def test_verdicts_are_those_of_the_checks(root, found):
+  """They, and the numbers, are computed again from the file."""
+  finetuning, core, waiting = found
+  assert [one['name'][:2] for one in found] == ['01', '03', '08']
+  rows = results.read(root / 'experiments/03_core/results.jsonl')[1:]
+  checks = runpy.run_path(str(root / 'experiments/03_core/sweep.py'))['CHECKS']
+  for modality, findings in verdicts.by_modality(checks, rows).items():
+    part = core['parts'][modality]
+    assert part['verdict'] == verdicts.overall(findings)
+    for finding, line in zip(findings, part['checks'], strict=True):
+      words = f'{line["check"]}: {line["by how much"]}, {line["verdict"]}'
+      beside = '' if finding.check.decides else ' (no part of the claim)'
+      assert words == verdicts.words(finding) + beside
+  assert core['parts']['language']['verdict'] == verdicts.HOLDS
+  assert core['parts']['vision']['verdict'] == verdicts.UNDECIDED
+  assert '1 seeds' in core['parts']['vision']['why']
+  assert [p['verdict'] for p in waiting['parts'].values()] == ['not run'] * 2
+  (part,) = finetuning['parts'].values()
+  assert part['verdict'] == verdicts.FAILS
+  assert part['why'].endswith('-0.1000 (-0.1000 to -0.1000, 3 seeds)')
+
+
+def test_a_table_of_arms(root, found):
+  rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
+  dense, upcycled = found[1]['parts']['language']['arms']
+  assert (dense['arm'], dense['seeds'], dense['FLOPs']) == ('dense', 3, 1e11)
+  assert upcycled['seconds'] == 3600 and upcycled['peak memory (MB)'] == 5
+  ends = [r['eval/loss'] for r in rows if r['arm'] == 'upcycled']
+  low, high = results.interval(ends)
+  expected = {'mean': np.mean(ends), 'low': low, 'high': high}
+  assert upcycled['at the end'] == pytest.approx(expected)
+  # The upcycled model has made half of its steps by then.
+  halves = [
+    np.interp(50, *np.array(r['curves']['eval/loss'])[:, [0, 3]].T)
+    for r in rows
+    if r['arm'] == 'upcycled'
+  ]
+  for title in ('at equal FLOPs (1.000e+11)', 'at equal seconds (100)'):
+    assert upcycled[title]['mean'] == pytest.approx(np.mean(halves))
+  assert dense['at the start']['mean'] == pytest.approx(3, abs=0.01)
+  (alone,) = report_values.table(rows[:1])
+  assert alone['at the end'] == rows[0]['eval/loss']
+
+
+def test_chosen_rows_are_a_table_without_curves(found):
+  (part,) = found[0]['parts'].values()
+  dense, upcycled = part['arms']
+  assert dense.keys() == {'arm', 'seeds', 'at the end'}
+  assert upcycled['at the end']['mean'] == pytest.approx(2.01)
+  assert found[0]['text'] == '12 rows & more'
+
+
+def test_what_is_missing_is_said(found):
+  parts = found[1]['parts']
+  names = 'language_upcycled_0'
+  assert parts['language']['missing'] == [
+    f'Of other settings than now: {names}.'
+  ]
+  assert parts['vision']['missing'] == [
+    'Not run yet: dense, seed 2.',
+    'Not run yet: upcycled, seed 2.',
+    'vision_upcycled_1 diverged: FloatingPointError: step 7.',
+  ]
+  assert not found[2]['parts']['vision']['missing']
+  assert parts['language']['setup'] == {
+    'seeds': '0, 1, 2',
+    'extra steps': '100',
+    'runs': '6, in 6 hours of compute',
+    'machine': 'cpu a cpu',
+  }
+
+
+def test_a_sweep_that_says_too_little(tmp_path):
+  for name, lacks in (('a', 'PAPER'), ('b', 'CHECKS')):
+    (tmp_path / name).mkdir()
+    source = WAITING.replace(lacks, 'OTHER').replace('(OTHER)', '(())')
+    (tmp_path / name / 'sweep.py').write_text(source)
+  with pytest.raises(ValueError, match='a lacks PAPER; b lacks CHECKS'):
+    report.experiments(sorted(tmp_path.iterdir()), 'laptop')
+
+
+def test_another_scale_has_not_been_run(root):
+  _, core, _ = report.experiments(
+    [root / 'experiments' / n for n in ('01_chosen', '03_core', '08_waiting')],
+    'base',
+  )
+  assert core['parts'] == {} and core['scale'] == 'base'
+
+
+@pytest.mark.parametrize('rows', [slice(0, 1), slice(1, 3), slice(1, 8)])
+def test_any_part_of_the_results_is_a_report(root, tmp_path, rows):
+  folder = tmp_path / '03_core'
+  shutil.copytree(root / 'experiments/03_core', folder)
+  file = folder / 'results.jsonl'
+  file.write_text(''.join(file.read_text().splitlines(keepends=True)[rows]))
+  found = report.experiments([folder], 'laptop')
+  assert 'undecided' in report_pages.html(found)
+  assert 'Not run yet' in report_pages.markdown(found)
+
+
+def test_the_same_results_give_the_same_bytes(root, docs):
+  def files():
+    pages = [*docs.rglob('*.*'), root / 'README.md']
+    return {page: page.read_bytes() for page in sorted(pages)}
+
+  before = files()
+  assert [f.name for f in before if f.suffix == '.svg'] == [
+    '01_chosen_vision.svg',
+    '03_core_language.svg',
+    '03_core_vision.svg',
+  ]
+  for file in before:
+    if file.parent != root:
+      file.unlink()
+  script = [sys.executable, tiny_scripts.ROOT / 'scripts/report.py']
+  subprocess.run([*script, f'--root={root}'], check=True)
+  assert files() == before
+
+
+def test_the_readme_has_the_table_of_claims(root, docs):
+  text = (root / 'README.md').read_text()
+  assert text.startswith('before\n<!-- results -->\n\n| claim | question |')
+  assert text.endswith('|\n\n<!-- /results -->\nafter\n')
+  assert 'former' not in text
+  (line,) = (x for x in text.splitlines() if x.startswith('| C1, C2 |'))
+  cells = line.split(' | ')
+  assert cells[1] == '[Core](docs/results.md#03_core): Better?'
+  assert cells[2] == 'P & Q: < 1.'
+  assert cells[3].startswith('**holds**: upcycled is better than dense for eq')
+  assert '| Still? |' not in text and '|  | **does not hold at this' in text
+
+
+def test_markdown_links_to_what_is_there(docs):
+  text = (docs / 'results.md').read_text()
+  links = re.findall(r'\]\(([^)\s]+)\)', text)
+  assert len(links) == 3 + 3 + 2
+  for link in links:
+    if link[0] == '#':
+      assert f'<a id="{link[1:]}"></a>' in text
+    else:
+      assert (docs / link).exists(), link
+  assert '    12 rows & more' in text
+  assert '\n\n\n' not in text
+
+
+class Page(HTMLParser):
+  """Ids, links into the page, whatever names a resource, and text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.ids, self.links, self.others, self.data = [], [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    for name, value in attributes:
+      if name == 'id':
+        self.ids.append(value)
+      elif name in ('href', 'xlink:href') and value[0] == '#':
+        self.links.append(value[1:])
+      elif name in ('href', 'xlink:href', 'src', 'srcset', 'data', 'action'):
+        self.others.append(value)
+      elif name not in ('xmlns', 'xmlns:xlink'):
+        self.links += re.findall(r'url\(#([^)]*)\)', value or '')
+        self.others += re.findall(r'url\([^#)]*\)|\w+://.*', value or '')
+
+  def handle_data(self, data):
+    self.data.append(data)
+    self.others += re.findall(r'url\([^#]|@import|\w+://', data)
+
+
+def test_the_page_stands_alone(docs):
+  page = Page((docs / 'results.html').read_text())
+  assert not page.others
+  assert len(page.ids) == len(set(page.ids))
+  assert set(page.links) <= set(page.ids)
+  assert {'claims', '01_chosen', '03_core', '03_core-vision'} <= set(page.links)
+  text = ' '.join(' '.join(page.data).split())
+  for words in (
+    'P & Q: < 1.',
+    'Load of <all> experts.',
+    'FloatingPointError: step 7',
+    'does not hold at this scale',
+    'not run',
+    '12 rows & more',
+    'python scripts/sweep.py experiments/03_core --scale=laptop',
+  ):
+    assert words in text, words
+
+
+# In a copy of the page, which says how it looks to the page around it.
+SPY = """<script>
+const errors = [];
+const note = e => errors.push(e.message || e.target.outerHTML);
+addEventListener('error', note, true);
+addEventListener('load', () => {
+  const colour = (e, name) => getComputedStyle(e)[name];
+  const box = e => e.getBoundingClientRect();
+  parent.postMessage({
+    errors,
+    dark: matchMedia('(prefers-color-scheme: dark)').matches,
+    width: innerWidth,
+    beyond: document.documentElement.scrollWidth - innerWidth,
+    svgs: [...document.querySelectorAll('svg')].map(e => {
+      const {width, height} = box(e);
+      return [width, height];
+    }),
+    ground: colour(document.body, 'backgroundColor'),
+    inks: [...document.querySelectorAll('svg text')]
+      .map(e => colour(e, 'fill')),
+  }, '*');
+});
+</script>"""
+FRAMES = """<!DOCTYPE html><pre id="said"></pre><script>
+addEventListener('message', e => said.append(JSON.stringify(e.data) + '\\n'));
+</script>"""
+
+
+@pytest.fixture(scope='module')
+def seen(docs, tmp_path_factory):
+  """What a browser says of the page, by (dark, width)."""
+  browser = shutil.which('chromium') or shutil.which('google-chrome')
+  assert browser, (
+    'No browser is installed, and the report is looked at in one: '
+    'apt-get install chromium.'
+  )
+  folder = tmp_path_factory.mktemp('browser')
+  text = (docs / 'results.html').read_text()
+  (folder / 'page.html').write_text(text.replace('<head>', '<head>' + SPY))
+  frames = [
+    f'<iframe src="page.html" width="{width}" height="844" '
+    f'style="border:0;color-scheme:{scheme}"></iframe>'
+    for width in (390, 1200)
+    for scheme in ('light', 'dark')
+  ]
+  (folder / 'frames.html').write_text(FRAMES + ''.join(frames))
+  switches = (
+    'headless no-sandbox disable-gpu disable-quic no-first-run '
+    'disable-background-networking disable-component-update disable-sync '
+    f'user-data-dir={folder / "profile"} virtual-time-budget=5000 dump-dom'
+  )
+  done = subprocess.run(
+    [browser, *(f'--{x}' for x in switches.split()), folder / 'frames.html'],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+  )
+  (said,) = re.findall(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
+  views = [json.loads(line) for line in said.splitlines()]
+  return {(view['dark'], view['width']): view for view in views}
+
+
+@pytest.mark.parametrize('width', [390, 1200])
+@pytest.mark.parametrize('dark', [False, True])
+def test_a_browser_shows_the_page(seen, dark, width):
+  view = seen[dark, width]
+  assert not view['errors']
+  assert view['beyond'] <= 0
+  # Three figures and two pictures.
+  assert len(view['svgs']) == 5
+  assert all(w > 100 and h > 100 for w, h in view['svgs'])
+  assert len(view['inks']) > 30
+  assert all(contrast(ink, view['ground']) > 4.5 for ink in view['inks'])
+
+
+def contrast(first: str, second: str) -> float:
+  """Of two colours as CSS has them, 'rgb(1, 2, 3)': WCAG 2's ratio."""
+
+  def luminance(colour):
+    rgb = np.array(re.findall(r'\d+', colour)[:3], float) / 255
+    linear = np.where(rgb <= 0.04, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+  dark, light = sorted(map(luminance, (first, second)))
+  return (light + 0.05) / (dark + 0.05)
