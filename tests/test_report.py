@@ -223,6 +223,22 @@ def test_another_scale_has_not_been_run(root):
   assert core['parts'] == {} and core['scale'] == 'base'
 
 
+@pytest.mark.parametrize('scale', ['laptop', 'base'])
+def test_every_experiment_can_be_reported(scale, tmp_path):
+  """As not run, for their figures take a while."""
+  sources = sorted(tiny_scripts.ROOT.glob('experiments/*/sweep.py'))
+  for file in sources:
+    (tmp_path / file.parent.name).mkdir()
+    shutil.copy(file, tmp_path / file.parent.name)
+  found = report.experiments(sorted(tmp_path.iterdir()), scale)
+  assert len(found) == len(sources) >= 19
+  claims = {claim for one in found for claim in one['claims'].split(', ')}
+  assert claims >= {f'C{i}' for i in range(1, 16)}
+  parts = [part for one in found for part in one['parts'].values()]
+  assert {part['verdict'] for part in parts} == {'not run'}
+  assert report_pages.html(found) and report_pages.markdown(found)
+
+
 @pytest.mark.parametrize('rows', [slice(0, 1), slice(1, 3), slice(1, 8)])
 def test_any_part_of_the_results_is_a_report(root, tmp_path, rows):
   folder = tmp_path / '03_core'

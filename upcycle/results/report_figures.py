@@ -1,44 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the report: SVG in the colours of the page that it is in."""
+"""Figures of the report: curves, or dots where there are many arms."""
 
 from collections.abc import Mapping, Sequence
-import io
-import re
 from typing import Any
 
 import numpy as np
 
-from upcycle.results import figures, report_values
+from upcycle.results import figures, report_values, svg
 from upcycle.results.metrics import interval
 from upcycle.results.spent import AXES
 
 Row = Mapping[str, Any]
-INK = '#123456'  # becomes that of the text around it
-THEME = {
-  **figures.STYLE,
-  **dict.fromkeys(
-    (
-      'text.color',
-      'axes.labelcolor',
-      'axes.edgecolor',
-      'xtick.color',
-      'ytick.color',
-    ),
-    INK,
-  ),
-  'figure.facecolor': 'none',
-  'axes.facecolor': 'none',
-  'grid.color': '#808080',
-  'grid.alpha': 0.25,
-  'legend.fontsize': 10,
-  # Text remains text; its font is the page's.
-  'svg.fonttype': 'none',
-}
-# Of a figure that stands alone.
-INKS = (
-  '<style>svg{color:#333;font-family:sans-serif}'
-  '@media(prefers-color-scheme:dark){svg{color:#ccc}}</style>'
-)
 LABELS = {
   'eval/loss': 'validation loss',
   'eval/accuracy': 'validation accuracy',
@@ -66,25 +38,6 @@ def figure(rows: Sequence[Row], kind: str = '') -> dict[str, str]:
   draw, caption = KINDS[kind if lines else 'final']
   metric = rows[0]['metric']
   return {'svg': draw(rows, LABELS.get(metric, metric)), 'caption': caption}
-
-
-def clean(svg: str) -> str:
-  """An SVG to be put into a page: without what names other resources."""
-  svg = re.sub(r'^.*?(?=<svg\b)', '', svg, flags=re.DOTALL)
-  svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  # Matplotlib turns every text, mostly by nothing.
-  svg = re.sub(r' transform="rotate\(-0 [^"]*"', '', svg)
-  return svg.replace(INK, 'currentColor').strip()
-
-
-def prefixed(svg: str, prefix: str) -> str:
-  """The same with other ids, for a page that has several figures."""
-  return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
-
-
-def alone(svg: str) -> str:
-  """The same as a file of its own."""
-  return re.sub(r'(<svg\b[^>]*>)', rf'\1{INKS}', svg, count=1) + '\n'
 
 
 def curves(rows: Sequence[Row], label: str) -> str:
@@ -118,7 +71,7 @@ def curves(rows: Sequence[Row], label: str) -> str:
       *handles, loc='outside upper left', ncols=len(lines)
     )
 
-  return _svg(len(known), 3.5, draw)
+  return svg.drawn(len(known), 3.5, draw)
 
 
 def final(rows: Sequence[Row], label: str) -> str:
@@ -162,7 +115,7 @@ def _dots(
       for name, values in by.items():
         y, colour = names.index(name), figures.COLOURS[0]
         panel.plot(
-          values, [y + 0.22] * len(values), 'o', ms=3, c=INK, alpha=0.5
+          values, [y + 0.22] * len(values), 'o', ms=3, c=svg.INK, alpha=0.5
         )
         panel.plot(interval(values), (y, y), c=colour, lw=3, alpha=0.5)
         panel.plot(np.mean(values), y, 'o', ms=7, c=colour)
@@ -171,26 +124,7 @@ def _dots(
       panel.locator_params(axis='x', nbins=4)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
 
-  return _svg(len(found), 1.3 + 0.32 * len(names), draw)
-
-
-def _svg(panels: int, height: float, draw: Any) -> str:
-  """What `draw` does to panels side by side, with one vertical axis."""
-  import matplotlib.pyplot as plt
-
-  with plt.rc_context(THEME):
-    figure, grid = plt.subplots(
-      1,
-      panels,
-      figsize=(3.2 * panels + 0.4, height),
-      sharey=True,
-      squeeze=False,
-    )
-    draw(list(grid[0]))
-    file = io.StringIO()
-    figure.savefig(file, format='svg', metadata={'Date': None})
-    plt.close(figure)
-  return re.sub(r'font-family: [^;"]*;? ?', '', clean(file.getvalue()))
+  return svg.drawn(len(found), 1.3 + 0.32 * len(names), draw)
 
 
 def _stacked(seeds: Sequence[np.ndarray]) -> np.ndarray:

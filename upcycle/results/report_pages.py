@@ -6,7 +6,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from upcycle.results import report, report_figures, tables
+from upcycle.results import report, svg, tables
 from upcycle.results.metrics import write_text
 
 FIGURES = 'figures/results'
@@ -22,8 +22,8 @@ def write(found: Sequence[Mapping[str, Any]], docs: Path, readme: Path) -> None:
     readme: gets the table of claims between its comments `results` and
       `/results`, if it has these.
   """
-  for name, svg in _figures(found):
-    write_text(docs / FIGURES / name, report_figures.alone(svg))
+  for name, text in _figures(found):
+    write_text(docs / FIGURES / name, svg.alone(text))
   write_text(docs / 'results.html', html(found))
   write_text(docs / 'results.md', markdown(found))
   if readme.exists():
@@ -58,7 +58,7 @@ def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:
   environment.filters |= {
     'cell': tables.cell,
     'markdown': lambda rows: tables.markdown(rows, ()),
-    'prefixed': report_figures.prefixed,
+    'prefixed': svg.prefixed,
   }
   return environment.get_template(template).render(
     experiments=found,

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report says of one modality of an experiment, as plain dicts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from upcycle.results import (
+  compare,
+  report_figures,
+  report_values,
+  sweep,
+  verdicts,
+)
+
+NOT_RUN, NO_CLAIM = 'not run', 'no claim'
+Row = Mapping[str, Any]
+
+
+def part(
+  runs: Sequence[Row],
+  rows: Sequence[Row],
+  chosen: Sequence[Row],
+  found: Mapping[str, Any],
+) -> dict[str, Any]:
+  """One modality of an experiment.
+
+  Args:
+    runs: that there should be.
+    rows: of results.
+    chosen: those of them that count.
+    found: what the sweep.py defines.
+  """
+  by_modality = verdicts.by_modality(found['CHECKS'], chosen)
+  findings = [f for those in by_modality.values() for f in those]
+  verdict, why = _verdict(findings) if rows else (NOT_RUN, '')
+  return {
+    'verdict': verdict,
+    'why': why,
+    'metric': chosen[0]['metric'] if chosen else '',
+    'setup': setup(rows),
+    'missing': missing(runs, rows),
+    'arms': report_values.table(chosen),
+    'checks': [_check(finding) for finding in findings],
+    'figure': report_figures.figure(chosen, found.get('FIGURE', '')),
+  }
+
+
+def setup(rows: Sequence[Row]) -> dict[str, str]:
+  """With which seeds, for how long and on what the runs were made."""
+  ends = [c[-1] for those in report_values.curves(rows).values() for c in those]
+  machines = [
+    [
+      f'{key} {row[f"cost/{key}"]}'
+      for key in compare.MACHINE
+      if f'cost/{key}' in row
+    ]
+    for row in rows
+  ]
+  hours = sum(row.get('seconds', 0) for row in rows) / 3600
+  said = {
+    'seeds': _list(row['seed'] for row in rows),
+    'extra steps': _list(f'{end[0]:,.0f}' for end in ends),
+    'runs': f'{len(rows)}, in {hours:.2g} hours of compute' if rows else '',
+    'machine': '; '.join(sorted({', '.join(m) for m in machines if m})),
+  }
+  return {name: words for name, words in said.items() if words}
+
+
+def missing(runs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+  """What is wanting of an experiment that was begun, in words."""
+  made = {row['name']: row for row in rows}
+  lacking = report_values.by_arm(r for r in runs if r['name'] not in made)
+  found = [
+    f'Not run yet: {arm}, seed {_list(run["seed"] for run in those)}.'
+    for arm, those in lacking.items()
+    if rows
+  ]
+  found += [
+    f'{r["name"]} diverged: {r["error"]}.' for r in rows if 'error' in r
+  ]
+  # Rows of old have no folder.
+  others = [
+    run['name']
+    for run in runs
+    if (folder := made.get(run['name'], {}).get('model_dir'))
+    and folder != sweep.model_dir(run)
+  ]
+  if others:
+    found.append(f'Of other settings than now: {", ".join(others)}.')
+  return found
+
+
+def _verdict(findings: Sequence[verdicts.Finding]) -> tuple[str, str]:
+  """And the first finding that it rests on, in words."""
+  deciding = [f for f in findings if f.check.decides]
+  verdict = verdicts.overall(deciding) if deciding else NO_CLAIM
+  for finding in (*deciding, *findings):
+    if finding.verdict == verdict or not deciding:
+      return verdict, _words(finding)
+  return verdict, ''
+
+
+def _words(finding: verdicts.Finding) -> str:
+  return f'{verdicts.claim(finding.check)}: {verdicts.numbers(finding)}'
+
+
+def _check(finding: verdicts.Finding) -> dict[str, str]:
+  beside = '' if finding.check.decides else ' (no part of the claim)'
+  return {
+    'check': verdicts.claim(finding.check),
+    'by how much': verdicts.numbers(finding),
+    'verdict': finding.verdict + beside,
+  }
+
+
+def _list(values: Iterable[Any]) -> str:
+  return ', '.join(map(str, dict.fromkeys(values)))
