@@ -18,7 +18,15 @@ import pytest
 
 from tests import tiny_scripts
 from upcycle import results
-from upcycle.results import report, report_pages, report_values, sweep, verdicts
+from upcycle.results import (
+  report,
+  report_figures,
+  report_pages,
+  report_parts,
+  report_values,
+  sweep,
+  verdicts,
+)
 
 CORE = """
 from upcycle.results import verdicts
@@ -176,6 +184,50 @@ def test_a_table_of_arms(root, found):
   assert dense['at the start']['mean'] == pytest.approx(3, abs=0.01)
   (alone,) = report_values.table(rows[:1])
   assert alone['at the end'] == rows[0]['eval/loss']
+
+
+def test_numbers_of_findings():
+  check = verdicts.Check('a', 'b', 'FLOPs', relation='cheaper')
+  logs = np.log([2, 1, 4])
+  found = verdicts.Finding(check, *logs, 3, verdicts.HOLDS)
+  words = '2.0000 times (1.0000 to 4.0000, 3 seeds)'
+  assert verdicts.numbers(found) == words
+  none = verdicts.find(check, [])
+  assert verdicts.numbers(none) == 'no seed has both'
+
+
+def test_without_a_check_that_decides_there_is_no_claim(root):
+  rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
+  checks = (verdicts.Check('upcycled', 'dense', decides=False),)
+  part = report_parts.part(rows, rows, rows, {'CHECKS': checks})
+  assert part['verdict'] == 'no claim' and part['why'].startswith('upcycled is')
+  assert part['checks'][0]['verdict'] == 'holds (no part of the claim)'
+
+
+def test_figures_suit_their_arms(root):
+  rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
+  many = [{**r, 'arm': f'{r["arm"]} {i}'} for i in range(3) for r in rows]
+  bare = [{k: v for k, v in r.items() if k != 'curves'} for r in rows]
+  unknown = json.loads(json.dumps(rows))
+  for one in unknown:
+    for point in one['curves']['eval/loss']:
+      point[1] = None
+  for those, kind, words, panels in (
+    (rows, '', 'against what is spent', ['steps', 'GFLOPs', 'minutes']),
+    (unknown, '', 'against what is spent', ['steps', 'minutes']),
+    (many, '', 'small dots are seeds', ['at equal FLOPs', 'at equal seconds']),
+    (many, 'curves', 'against what is spent', ['GFLOPs']),
+    (rows, 'start', 'Right after surgery', ['at the start']),
+    (bare, 'start', 'small dots are seeds', ['at the end']),
+  ):
+    figure = report_figures.figure(those, kind)
+    assert words in figure['caption']
+    assert all(panel in figure['svg'] for panel in panels)
+    assert figure['svg'].count('validation loss')
+    for arm in {row['arm'] for row in those}:
+      assert f'>{arm}</text>' in figure['svg']
+  assert 'FLOPs' not in report_figures.figure(unknown)['svg']
+  assert report_figures.figure([]) == {'svg': '', 'caption': ''}
 
 
 def test_chosen_rows_are_a_table_without_curves(found):
