@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import own_shards, tiny_runs
+from tests import drawn, own_shards, tiny_runs
 from upcycle import checkpoints, initialize, optim, results, trees
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +28,23 @@ def paths(tmp_path_factory):
 
 
 def environment(devices):
-  """Variables of a process with so many devices."""
+  """Variables of a process with so many devices, which finds the tests."""
   flags = f'--xla_force_host_platform_device_count={devices}'
-  return os.environ | {'XLA_FLAGS': flags}
+  return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+
+
+@pytest.fixture(scope='module')
+def drawing(paths, tmp_path_factory):
+  """The flag of a gin file by which a run also draws from its model."""
+  file = tmp_path_factory.mktemp('drawing') / 'drawing.gin'
+  file.write_text(f"""
+from __gin__ import dynamic_registration
+from tests import drawn
+from upcycle import train
+train.train.evaluations = {{'drawn': @drawn.scores()}}
+drawn.scores.corpus = '{paths['corpus']}'
+""")
+  return f'--gin_file={file}'
 
 
 @pytest.fixture(scope='module')
@@ -97,14 +111,14 @@ def logged(folder):
   """What was trained and evaluated so far."""
   there = (folder / 'metrics.jsonl').exists()
   rows = results.read(folder) if there else []
-  return [row for row in rows if row['split'] != 'cost']
+  return [row for row in rows if row['split'] in ('train', 'eval')]
 
 
 @pytest.fixture(scope='module')
-def whole(command, tmp_path_factory):
+def whole(command, drawing, tmp_path_factory):
   """The folder of a run of two processes that was left alone."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  with two_processes(command(folder)) as processes:
+  with two_processes([*command(folder), drawing]) as processes:
     ends(processes, 0)
   return folder
 
@@ -124,9 +138,9 @@ def same_to_the_bit(folder, whole):
     np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
 
 
-def test_two_processes_do_what_one_does(whole, command, tmp_path):
+def test_two_processes_do_what_one_does(whole, command, drawing, tmp_path):
   done = subprocess.run(
-    command(tmp_path / 'run'),
+    [*command(tmp_path / 'run'), drawing],
     env=environment(8),
     cwd=ROOT,
     capture_output=True,
@@ -140,6 +154,13 @@ def test_two_processes_do_what_one_does(whole, command, tmp_path):
   ours = parameters(tmp_path / 'run')
   for path, leaf in parameters(whole).items():
     np.testing.assert_allclose(ours[path], leaf, 0.05, 1e-3, err_msg=path)
+  # Of equal parameters: the same draws for each text, however rows are spread.
+  one, two = (
+    [results.read(folder, 'drawn')[0][str(i)] for i in range(len(drawn.TEXTS))]
+    for folder in (tmp_path / 'run', whole)
+  )
+  assert len(set(one)) == len(one), 'all say the same'
+  assert one == pytest.approx(two, rel=1e-4)
 
 
 def test_sigterm_to_one_stops_both_with_a_checkpoint(whole, command, tmp_path):
