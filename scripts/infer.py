@@ -37,16 +37,17 @@ _FLAGS = {
   'samples': ('drawn for each line', '1'),
   'seed': ('of what is drawn', '0'),
 }
+_DRAWING = 'temperature', 'top_p', 'top_k', 'samples'
 
 
 def main() -> None:
   args = gin_flags.parse(__doc__, complete=False, **_FLAGS)
+  strategy = _strategy(args)
   import jax
   from rich import console, progress
 
   from upcycle import (
     checkpoints,
-    decode,
     evaluate_checkpoint,
     infer,
     partition,
@@ -54,16 +55,10 @@ def main() -> None:
   )
   from upcycle.data import vocabulary
 
-  strategy = decode.Sampling(
-    float(args.temperature),
-    int(args.top_k),
-    float(args.top_p),
-    int(args.samples),
-  )
-  if int(args.beams):
-    strategy = decode.Beam(int(args.beams), float(args.alpha))
   model = gin_flags.bound(train.train, 'model')
-  words = vocabulary.load(args.vocabulary or _vocabulary())
+  words = vocabulary.load(
+    args.vocabulary or _vocabulary(), vocab_size=model.config.vocab_size
+  )
   path = args.checkpoint or gin_flags.bound(train.train, 'model_dir')
   mesh = gin_flags.bound(train.train, 'make_mesh', partition.make_mesh)
   columns = (
@@ -91,6 +86,39 @@ def main() -> None:
     ):
       print(json.dumps(row, ensure_ascii=False), flush=True)
       bar.advance(task)
+
+
+def _strategy(args):
+  """What the flags say, unless some contradict others."""
+  from upcycle import decode
+
+  given = [
+    name
+    for name in ('beams', 'alpha', *_DRAWING)
+    if float(getattr(args, name)) != float(_FLAGS[name][1])
+  ]
+  searches, draws = 'beams' in given, 'temperature' in given
+  refused = {
+    'with --beams': _DRAWING if searches else (),
+    'without --beams': () if searches else ('alpha',),
+    'without --temperature': () if searches or draws else _DRAWING,
+  }
+  wrong = [
+    f'--{name} {why}'
+    for why, names in refused.items()
+    for name in names
+    if name in given
+  ]
+  if wrong:
+    raise ValueError(f'Flags that would do nothing: {", ".join(wrong)}.')
+  if searches:
+    return decode.Beam(int(args.beams), float(args.alpha))
+  return decode.Sampling(
+    float(args.temperature),
+    int(args.top_k),
+    float(args.top_p),
+    int(args.samples),
+  )
 
 
 def _text(line: str) -> str:

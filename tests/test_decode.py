@@ -280,3 +280,8 @@ def test_predict_is_the_best_of_all_rows():
 def test_refuses(make):
   with pytest.raises(ValueError, match='at least one'):
     make()
+
+
+def test_refuses_what_would_do_nothing():
+  with pytest.raises(ValueError, match='whatever top_k, top_p, rows may be'):
+    decode.Sampling(top_k=3, top_p=0.9, rows=2)

@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from tests import tiny_runs
+from tests import tiny_runs, tiny_scripts
 from tests.test_decode import model, parameters
 from upcycle import decode, evaluate_tasks, infer
 from upcycle.data import text_tasks, vocabulary
+from upcycle.models import t5
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -108,7 +109,7 @@ def scores(prepared, monkeypatch, answer, **options):
   tasks = evaluate_tasks.Tasks(
     prepared['corpus'], directory=prepared['tasks'], **options
   )
-  return tasks(None, None)
+  return tasks(t5.T5(t5.T5Config()), None)
 
 
 def gold(text):
@@ -150,8 +151,14 @@ def test_the_mean_is_over_tasks(prepared, monkeypatch):
   assert found['mean'] == pytest.approx((3 * 100 + (50 + 200 / 3) / 2) / 4)
   one = {'tasks': ('spam',), 'num_examples': 1}
   first = scores(prepared, monkeypatch, answer, **one)
-  assert first['spam/accuracy'] == first['mean'] == 0.0
-  assert 'wic/accuracy' not in first
+  # Baselines are of all examples.
+  assert first == {'spam/accuracy': 0.0, 'spam/f1': 0.0, 'mean': 0.0}
+
+
+def test_a_vocabulary_has_no_more_ids_than_the_model(prepared):
+  tasks = evaluate_tasks.Tasks(prepared['corpus'], directory=prepared['tasks'])
+  with pytest.raises(ValueError, match='has 300 ids and the model only 48'):
+    tasks(model(), parameters())
 
 
 def test_the_script_streams_json_lines(prepared, tmp_path):
@@ -176,3 +183,20 @@ def test_the_script_streams_json_lines(prepared, tmp_path):
   rows = [json.loads(line) for line in io.StringIO(done.stdout)]
   assert [row['inputs'] for row in rows] == ['the cat', 'a dog']
   assert all(len(row['others']) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'wrong'),
+  [
+    ('--top_p=0.9 --top_k=3 --samples=2 --alpha=1',
+     ['--alpha without --beams', '--top_p without --temperature',
+      '--top_k without --temperature', '--samples without --temperature']),
+    ('--beams=4 --temperature=1 --top_p=0.9',
+     ['--temperature with --beams', '--top_p with --beams']),
+    ('--temperature=1.0 --alpha=1', ['--alpha without --beams']),
+  ],
+)  # fmt: skip
+def test_flags_that_would_do_nothing_are_all_named(flags, wrong, monkeypatch):
+  config = '--gin_file=configs/upcycle_t5_laptop.gin'
+  said = tiny_scripts.main(monkeypatch, 'infer.py', config, *flags.split())
+  assert f'would do nothing: {", ".join(wrong)}.' in said

@@ -369,6 +369,8 @@ def test_bad_pairs_are_listed(corpus, tmp_path):
   path.write_text('{"inputs": "a", "targets": "b"}\n[]\n{"inputs": 1}\nx\n')
   with pytest.raises(ValueError, match=r'lines \[2, 3, 4\].*3 in all, 1 good'):
     text.text_pairs(path, corpus, batch_size=1)
+  with pytest.raises(ValueError, match='has 300 ids and the model only 299'):
+    text.text_pairs(path, corpus, batch_size=1, vocab_size=299)
 
 
 def test_it_needs_no_tensorflow():

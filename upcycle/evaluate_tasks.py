@@ -21,7 +21,7 @@ class Tasks:
     inputs_length: most tokens of an input.
     max_length: most tokens to generate; no label is longer.
     batch_size: examples decoded together.
-    num_examples: only the first of each task; None: all.
+    num_examples: only the first of each task, without baselines; None: all.
     strategy: of decoding.
   """
 
@@ -39,12 +39,16 @@ class Tasks:
     """'task/metric' of each task, and 'mean': over tasks, of their metrics.
 
     A prediction that is none of a task's labels is wrong. Beside them is what
-    needs no model: 'task/metric/majority', 'task/metric/naive_bayes'.
+    needs no model, of the whole split: 'task/metric/majority',
+    'task/metric/naive_bayes'.
 
     Raises:
-      FileNotFoundError, ValueError: a task is not prepared, or there is none.
+      FileNotFoundError, ValueError: a task is not prepared, there is none, or
+        the vocabulary has more ids than the model.
     """
-    words, baselines = vocabulary.load(self.vocabulary), self._baselines()
+    size = model.config.vocab_size
+    words = vocabulary.load(self.vocabulary, vocab_size=size)
+    baselines = self._baselines()
     scores = {t: self._score(t, model, params, words) for t in self.tasks}
     return text_metrics.by_task(scores) | baselines
 
@@ -55,6 +59,7 @@ class Tasks:
       for task, manifest in manifests.items()
       for baseline, splits in manifest['baselines'].items()
       for metric, value in splits[self.split].items()
+      if self.num_examples is None
     }
 
   def _score(

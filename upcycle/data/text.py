@@ -137,6 +137,7 @@ def text_pairs(
   seed: int = 0,
   repeat: bool = True,
   shuffle: bool = True,
+  vocab_size: int | None = None,
   shard_index: int | None = None,
   shard_count: int | None = None,
 ) -> grain.IterDataset:
@@ -152,9 +153,10 @@ def text_pairs(
     packed: several pairs share a row as segments, first fit.
 
   Raises:
-    FileNotFoundError, ValueError: no file, or lines that are not such pairs.
+    FileNotFoundError, ValueError: no file, lines that are not such pairs, or
+      more ids than the model has.
   """
-  words = vocabulary.load(vocabulary_path)
+  words = vocabulary.load(vocabulary_path, vocab_size=vocab_size)
   paths = [path] if isinstance(path, (str, Path)) else path
   lengths = {'inputs': inputs_length, 'targets': targets_length}
 

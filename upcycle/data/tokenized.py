@@ -92,7 +92,7 @@ def load(
   Args:
     folder: what `write` made.
     split: 'train' or 'validation'.
-    vocab_size: rows of the model's embedding, to be checked; None checks not.
+    vocab_size: see `vocabulary.check_size`.
 
   Raises:
     FileNotFoundError, ValueError: as `manifest`; an unknown split; another
@@ -104,11 +104,7 @@ def load(
       f'{folder} has no split {split!r}; it has {sorted(found["splits"])}.'
     )
   size, pieces = found['vocabulary']['size'], found['vocabulary']['pieces']
-  if vocab_size is not None and vocab_size < size:
-    raise ValueError(
-      f'The vocabulary of {folder} has {size} ids and the model only '
-      f'{vocab_size}: take a corpus and a model of one vocabulary.'
-    )
+  vocabulary.check_size(folder, size, vocab_size)
   model = 'vocabulary.model'
   packages.verify(Path(folder) / model, found['files'][model]['sha256'])
   ids = np.load(Path(folder) / f'{split}.npy', mmap_mode='r')

@@ -84,12 +84,23 @@ class Vocabulary:
     return ' '.join(p for p in [*parts, self.model.decode(run)] if p)
 
 
-def load(path: str | Path, extra_ids: int = EXTRA_IDS) -> Vocabulary:
+def load(
+  path: str | Path,
+  extra_ids: int = EXTRA_IDS,
+  *,
+  vocab_size: int | None = None,
+) -> Vocabulary:
   """Reads a .model file, or the vocabulary of a tokenized corpus folder.
+
+  Args:
+    path: the file or the folder.
+    extra_ids: sentinels.
+    vocab_size: see `check_size`.
 
   Raises:
     FileNotFoundError: there is none; it says how to make one.
-    ValueError: not a SentencePiece model, or not with T5's special ids.
+    ValueError: not a SentencePiece model, not with T5's special ids, or more
+      ids than the model has.
   """
   path = Path(path)
   path = path / 'vocabulary.model' if path.is_dir() else path
@@ -99,9 +110,31 @@ def load(path: str | Path, extra_ids: int = EXTRA_IDS) -> Vocabulary:
       'text` makes one.'
     )
   try:
-    return Vocabulary(path.read_bytes(), extra_ids)
+    words = Vocabulary(path.read_bytes(), extra_ids)
   except RuntimeError as error:
     raise ValueError(f'{path} is not a SentencePiece model.') from error
+  check_size(path, words.size, vocab_size)
+  return words
+
+
+def check_size(where: str | Path, size: int, vocab_size: int | None) -> None:
+  """Whether a model has a row for each of `size` ids; it may have more.
+
+  JAX would not say it: of an id without a row comes NaN, or another's row.
+
+  Args:
+    where: of the vocabulary, for the message.
+    size: pieces and sentinels.
+    vocab_size: rows of the model's embedding; None checks nothing.
+
+  Raises:
+    ValueError: it has fewer.
+  """
+  if vocab_size is not None and vocab_size < size:
+    raise ValueError(
+      f'The vocabulary of {where} has {size} ids and the model only '
+      f'{vocab_size}: take data and a model of one vocabulary.'
+    )
 
 
 def train(

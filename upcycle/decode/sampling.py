@@ -38,6 +38,16 @@ class Sampling:
         'Sampling takes a temperature and top_k of 0 or more, a top_p in '
         f'(0, 1] and at least one row, not {self}.'
       )
+    given = [
+      field.name
+      for field in dataclasses.fields(self)
+      if getattr(self, field.name) != field.default
+    ]
+    if given and not self.temperature:
+      raise ValueError(
+        'At temperature 0 each token is the most probable one, whatever '
+        f'{", ".join(given)} may be: set a temperature, or leave them out.'
+      )
 
   def __call__(
     self,
