@@ -39,6 +39,7 @@ def main() -> None:
   from upcycle import (
     checkpoints,
     evaluate_checkpoint,
+    losses,
     partition,
     results,
     train,
@@ -67,7 +68,7 @@ def main() -> None:
     for name, values in evaluate_checkpoint.evaluate_checkpoint(
       source,
       model,
-      bound('loss'),
+      bound('loss', losses.seq2seq),
       eval_data=bound('eval_data', None),
       eval_batches=bound('eval_batches', None),
       evaluations=bound('evaluations', None),

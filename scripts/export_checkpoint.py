@@ -42,15 +42,20 @@ def main() -> None:
   import gin
   import jax
 
-  from upcycle import export, partition, train
+  from upcycle import export, losses, partition, train
 
   if args.scale not in ('1', 'measured'):
     raise ValueError(f'--scale is 1 or measured, not {args.scale}.')
   model = gin_flags.bound(train.train, 'model')
   mesh = gin_flags.bound(train.train, 'make_mesh', partition.make_mesh)
+  defaults = {
+    'loss': losses.seq2seq,
+    'eval_data': None,
+    'eval_batches': None,
+  }
   data = {
-    name: gin_flags.bound(train.train, name, None)
-    for name in ('loss', 'eval_data', 'eval_batches')
+    name: gin_flags.bound(train.train, name, default)
+    for name, default in defaults.items()
     if args.downcycle
   }
   choice = args.downcycle

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports: what is written is read back equal, and by others' libraries."""
 
+import dataclasses
 import functools
 import json
+import shutil
+import types
 
 import numpy as np
 import pytest
@@ -198,8 +201,53 @@ def test_refusals_come_before_anything_is_written(sparse_t5, vits, tmp_path):
   refused(other, str(DENSE_T5), 'no T5 with the activations',
           format='huggingface')  # fmt: skip
   assert not list(tmp_path.iterdir())
-  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out').write_text('')
   refused(sparse, sparse_t5, 'is there already', format='t5x')
+
+
+@pytest.mark.parametrize(
+  ('where', 'changes', 'message'),
+  [
+    ('gs://bucket/run', {}, 'gcloud storage cp'),
+    ('there', {}, 'is there already'),
+    ('out', {'mlp_activations': ('relu', 'relu')}, 'has no T5 with the act'),
+    ('out', {}, 'make room'),
+  ],
+)
+def test_refusals_come_before_anything_is_measured(
+  where, changes, message, sparse_t5, tmp_path, monkeypatch
+):
+  (tmp_path / 'there').mkdir()
+  (tmp_path / 'there' / 'file').write_text('')
+  if message == 'make room':
+    full = types.SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: full)
+  model = t5.T5(dataclasses.replace(SPARSE, **changes))
+  with pytest.raises((ValueError, OSError), match=message):
+    export.export(
+      *(model, sparse_t5, where if '://' in where else tmp_path / where),
+      format='huggingface',
+      choose='mean',
+      scaled=True,
+      eval_data=map(pytest.fail, ['measured']),
+    )
+
+
+def test_an_export_that_fails_leaves_nothing(sparse_t5, tmp_path):
+  write = functools.partial(
+    export.export, t5.T5(SPARSE), sparse_t5, tmp_path / 'out', format='t5x'
+  )
+
+  def fails(*_):
+    raise OSError('the disk is gone')
+
+  for broken in ({'progress': fails}, {'config': fails}):
+    with pytest.raises(OSError, match='disk is gone'):
+      write(**broken)
+    assert not list(tmp_path.iterdir())
+  (tmp_path / 'out').mkdir()  # empty: in nobody's way
+  write()
+  assert checkpoints.read(tmp_path / 'out').step == 7
 
 
 def test_a_later_version_and_a_broken_config(tmp_path):

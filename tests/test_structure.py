@@ -93,6 +93,7 @@ IMPORTS = {
     'receipt',
     'results',
     'surgery',
+    'trees',
   },
   'train_step': {'initialize', 'losses', 'partition'},
   'plan': {'data', 'flops', 'initialize', 'losses', 'partition', 'train_step'},

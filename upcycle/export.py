@@ -21,7 +21,9 @@ from upcycle import (
   receipt,
   results,
   surgery,
+  trees,
 )
+from upcycle.checkpoints import folders, hf_t5
 
 # Of a MoeConfig, what counts in training alone or changes no number.
 _NOT_SERVED = 'aux_weights', 'exchange', 'expert_dropout', 'router_std'
@@ -63,10 +65,10 @@ def export(
 
   Raises:
     FileExistsError: the output is there.
-    ValueError: the checkpoint is not the model's, or the format cannot hold it.
+    ValueError: the checkpoint is not the model's, the format cannot hold it, or
+      too little room on the disk; all before anything is measured.
   """
-  if Path(output).exists():
-    raise FileExistsError(f'{output} is there already: choose another folder.')
+  target = folders.local(output)
   if scaled and (choose is None or eval_data is None):
     raise ValueError(
       'Scales are measured for layers that become dense: give choose '
@@ -78,23 +80,28 @@ def export(
   evaluate_checkpoint.check(source, model)
   exported, rules, said = source, surgery.RULES, {}
   if choose is not None:
-    scales = _scales(source, model, loss, eval_data) if scaled else None
-    exported, rules = _dense(source, written, choose, scales), downcycle.RULES
-    said = {'downcycle': choose, 'scales': scales}
-    if eval_data is not None:
-      measure = functools.partial(_measure, loss, eval_data, eval_batches)
-      said['sparse'] = measure(source, model)
-      said['dense'] = measure(exported, written)
-  kept = downcycle.kept(source.params, exported.params)
-  said = {
-    'source': {**source.metadata, 'step': source.step},
-    **said,
-    **surgery.receipt(kept, exported.params, rules),
-  }
-  FORMATS[format](output, exported, written, progress)
-  results.write_text(Path(output) / 'receipt.json', json.dumps(said, indent=2))
-  if config:
-    results.write_text(Path(output) / results.CONFIG, config())
+    make_dense = functools.partial(_dense, source, written, choose)
+    exported, rules = make_dense(None), downcycle.RULES
+  # With room for all, and nothing left behind if one of them fails.
+  with folders.writing(target, _nbytes(exported)) as folder:
+    if choose is not None:
+      scales = _scales(source, model, loss, eval_data) if scaled else None
+      exported = make_dense(scales)
+      said = {'downcycle': choose, 'scales': scales}
+      if eval_data is not None:
+        measure = functools.partial(_measure, loss, eval_data, eval_batches)
+        said['sparse'] = measure(source, model)
+        said['dense'] = measure(exported, written)
+    kept = downcycle.kept(source.params, exported.params)
+    said = {
+      'source': {**source.metadata, 'step': source.step},
+      **said,
+      **surgery.receipt(kept, exported.params, rules),
+    }
+    FORMATS[format](folder, exported, written, progress)
+    results.write_text(folder / 'receipt.json', json.dumps(said, indent=2))
+    if config:
+      results.write_text(folder / results.CONFIG, config())
   return said
 
 
@@ -165,12 +172,19 @@ def _check_format(format: str, model: Any) -> None:
       f'{format!r} is written of a T5: export a {type(model).__name__} with '
       'the format safetensors, or by scripts/upcycle_checkpoint.py as npz.'
     )
-  if format == 'huggingface' and model.moe_layers():
+  if format != 'huggingface':
+    return
+  hf_t5.config_of(compatibility.architecture(model.config), 'This model')
+  if model.moe_layers():
     raise ValueError(
       'Hugging Face has no such model with experts in '
       f'{", ".join(model.moe_layers())}: take the format safetensors, or make '
       'it dense by downcycling (--downcycle=mean).'
     )
+
+
+def _nbytes(source) -> int:
+  return sum(x.nbytes for x in trees.flatten(source.params).values())
 
 
 def _dense(source, dense: Any, choose, scales) -> checkpoints.Checkpoint:

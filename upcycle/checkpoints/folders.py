@@ -32,7 +32,7 @@ def writing(
   """A folder of a temporary name, which is renamed when all is written.
 
   Args:
-    target: its name then.
+    target: its name then; an empty folder there is replaced.
     nbytes: what will be written.
     overwrite: replaces what is there.
 
@@ -40,7 +40,7 @@ def writing(
     FileExistsError: there is something and `overwrite` is not set.
     ValueError: too little room on the disk.
   """
-  if target.exists() and not overwrite:
+  if _is_taken(target) and not overwrite:
     raise FileExistsError(
       f'{target} is there already; remove it or choose another folder.'
     )
@@ -55,6 +55,10 @@ def writing(
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
     raise
+
+
+def _is_taken(target: Path) -> bool:
+  return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
 def _check_room(folder: Path, needed: int) -> None:

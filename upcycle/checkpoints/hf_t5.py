@@ -123,6 +123,21 @@ def restore(
     ValueError: their T5 has no such activations, or no such parameters, all of
       which it lists.
   """
+  back = naming.rules((ours, theirs) for theirs, ours in NAMES)
+  tensors = naming.rename_all(_turned(params), back, where)
+  return config_of(model, where), dict(_TOKENS), tensors
+
+
+def config_of(model: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Their config.json of a model.
+
+  Args:
+    model: the arguments of a `T5Config`.
+    where: begins messages.
+
+  Raises:
+    ValueError: their T5 has no such activations.
+  """
   names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
   activation = names.get(tuple(model['mlp_activations']))
   if activation is None:
@@ -130,7 +145,7 @@ def restore(
       f'{where}: Hugging Face has no T5 with the activations '
       f'{model["mlp_activations"]}: take the format safetensors.'
     )
-  config = {
+  return {
     'architectures': ['T5ForConditionalGeneration'],
     'model_type': 't5',
     'is_encoder_decoder': True,
@@ -142,8 +157,6 @@ def restore(
     **_FIXED,
     **_TOKENS,
   }
-  back = naming.rules((ours, theirs) for theirs, ours in NAMES)
-  return config, dict(_TOKENS), naming.rename_all(_turned(params), back, where)
 
 
 def _turned(params: Mapping[str, Any]) -> dict[str, Any]:
