@@ -17,7 +17,7 @@ import pytest
 
 from tests import tiny_runs, tiny_vit_runs
 from upcycle import initialize, optim, results, routing, train
-from upcycle.data import images
+from upcycle.data import images, seqio_evaluation, seqio_tasks
 from upcycle.models import t5, vit
 
 ROOT = Path(__file__).parent.parent
@@ -267,6 +267,16 @@ def test_the_papers_setting(size):
   assert config.decoder_moe.router.__name__ == 'top_k'
   assert config.decoder_moe.aux_weights == (('load_balance', 0.01),)
   assert bound(routing.top_k, 'k') == 2
+
+
+@pytest.mark.parametrize('size', ['small', 'base', 'large', 'xl'])
+def test_superglue_is_read_and_scored_in_one_vocabulary(size):
+  macros = dict.fromkeys(('MODEL_DIR', 'CHECKPOINT'), 'run')
+  parse(f'finetune_t5_{size}.gin', VOCABULARY='words.model', **macros)
+  for reader in (seqio_tasks.seqio_mixture, seqio_evaluation.SeqioEvaluation):
+    assert bound(reader, 'vocabulary_path') == 'words.model'
+  steps = bound(train.train, 'num_steps')
+  assert steps % bound(train.train, 'evaluations_every') == 0
 
 
 @pytest.mark.parametrize('size', ['b32', 'b16', 'l32', 'l16'])
