@@ -38,7 +38,7 @@ def main() -> None:
   found = _report(topology, args)
   from upcycle import cost
 
-  found |= {'compile_peak_rss': cost.peak_memory()}
+  found |= {'compile_peak_rss': cost.host_memory()}
   print(json.dumps(found)) if args.json else _show(found)
 
 

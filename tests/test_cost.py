@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import pytest
@@ -154,11 +155,21 @@ def run(tmp_path):
   return run
 
 
+def test_memory_is_of_the_fullest_device_where_devices_count(monkeypatch):
+  counts = {'peak_bytes_in_use': 3}, {'peak_bytes_in_use': 7}, {}
+  devices = [types.SimpleNamespace(memory_stats=lambda c=c: c) for c in counts]
+  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
+  assert cost.peak_memory() == {'peak_memory': 7, 'memory_of': 'device'}
+  del devices[:2]
+  assert cost.peak_memory()['memory_of'] == 'host'
+
+
 def test_a_run_writes_its_cost_once(run):
   folder = run(1)
   first, last = results.read(folder, 'cost')
   assert first['step'] == 0 and last['step'] == 1
   assert 3e7 < last.pop('peak_memory') < 1e12
+  assert last.pop('memory_of') == 'host'
   assert first | {'step': 1} == last
   assert first['step_flops'] > 2.9 * first['forward_flops'] > 1e6
   assert first['active_parameters'] < first['parameters']

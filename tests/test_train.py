@@ -465,5 +465,6 @@ def test_evaluation_weighs_by_targets():
   assert whole.keys() == {'loss', 'z_loss', 'accuracy'}
   for name in whole:
     assert whole[name] == pytest.approx(parts[name], rel=1e-5)
-  with pytest.raises(ValueError, match='Nothing to evaluate'):
-    evaluate.evaluate(step, params, [])
+  for function in (evaluate.evaluate, evaluate.timed):
+    with pytest.raises(ValueError, match=r'Nothing .* Give data that begin'):
+      function(step, params, [])

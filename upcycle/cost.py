@@ -92,7 +92,21 @@ def _cpu() -> str:
   return found[1] if found else platform.processor() or platform.machine()
 
 
-def peak_memory() -> int:
+def peak_memory() -> dict[str, int | str]:
+  """The most memory that this process has taken so far.
+
+  Returns:
+    `peak_memory` in bytes: of the fullest of its devices, `memory_of` 'device';
+    or, where devices keep no count, as CPUs, of the process, 'host'.
+  """
+  counts = [device.memory_stats() or {} for device in jax.local_devices()]
+  found = [count.get('peak_bytes_in_use', 0) for count in counts]
+  if any(found):
+    return {'peak_memory': max(found), 'memory_of': 'device'}
+  return {'peak_memory': host_memory(), 'memory_of': 'host'}
+
+
+def host_memory() -> int:
   """Bytes of memory that this process has had at most, not of its devices."""
   # Linux counts in KB, macOS in bytes.
   unit = 1 if sys.platform == 'darwin' else 1024
@@ -115,7 +129,7 @@ def written(
   writer.write_once(step, SPLIT, values)
   yield
   if step < end:
-    writer.write(end, SPLIT, {**values, 'peak_memory': peak_memory()})
+    writer.write(end, SPLIT, {**values, **peak_memory()})
 
 
 def rate(batch: losses.Batch, per_second: float) -> dict[str, float]:

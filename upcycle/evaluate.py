@@ -49,7 +49,10 @@ def evaluate(
       total[name] = total.get(name, 0.0) + float(value)
   weight = total.pop('weight', 0.0)
   if not weight:
-    raise ValueError('Nothing to evaluate on: no batch, or all weights are 0.')
+    raise ValueError(
+      'Nothing to evaluate on: the data (eval_data) gave no batch, or all '
+      'weights are 0. Give data that begin anew each time, or None.'
+    )
   return {name: value / weight for name, value in total.items()}
 
 
