@@ -87,6 +87,30 @@ def test_agrees_with_hugging_face(version):
   close(decoded.scores[:, 0], arrays['generate/beam4_scores'])
 
 
+def test_rows_and_beams_that_end_early_agree_with_hugging_face():
+  arrays, meta = golden('hf_t5_ends')
+  checkpoint = checkpoints.read(GOLDEN / 'hf_t5_v1_1')
+  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), checkpoint.params)
+  head = params['decoder']['logits_dense']
+  head['kernel'] = head['kernel'].at[:, base.EOS].multiply(meta['eos_factor'])
+  greedy, beams = (
+    decode.generate(
+      t5.T5(t5.T5Config(**checkpoint.metadata['model'])),
+      params,
+      jnp.asarray(arrays['inputs']),
+      max_length=meta['max_new_tokens'],
+      strategy=strategy,
+    )
+    for strategy in (
+      decode.GREEDY,
+      decode.Beam(meta['beam4']['num_beams'], meta['beam4']['length_penalty']),
+    )
+  )
+  np.testing.assert_array_equal(greedy.tokens[:, 0], arrays['greedy'])
+  np.testing.assert_array_equal(beams.tokens, arrays['beam4'])
+  close(beams.scores, arrays['beam4_scores'])
+
+
 @pytest.mark.parametrize('dense', [False, True])
 def test_a_cached_step_equals_the_full_forward_pass(dense):
   """Token by token, and in the score."""
