@@ -198,6 +198,21 @@ def test_adaptive_takes_what_moves_fewer_bytes():
   assert moves_tokens(32) and not moves_tokens(3200)
 
 
+def test_adaptive_counts_bytes_and_not_numbers(monkeypatch):
+  """Of 3 numbers of weights for 2 of slots, which go there and back."""
+  monkeypatch.setattr(exchange, 'flat', lambda run, mlp, x, keep: 0 * x)
+  monkeypatch.setattr(
+    exchange, 'gather_weights', lambda run, mlp, x, keep: 0 * x + 1
+  )
+  params = experts.Mlp((jnp.zeros((2, 4, 6)),), (), jnp.zeros((2, 6, 4)), None)
+
+  def gathers(dtype):
+    slots = jnp.zeros((1, 2, 8, 4), dtype)
+    return bool(exchange.adaptive(jnp.dot, params, slots, None).all())
+
+  assert gathers(jnp.float32) and not gathers(jnp.bfloat16)
+
+
 def test_groups_and_experts_that_cannot_be_shared():
   mesh = meshes.make((1, 8, 1))
 
