@@ -33,6 +33,21 @@ def source(**changes) -> images.Source:
   )
 
 
+def test_parts_are_all_images_once():
+  whole = source(digest='d')
+  parts = [images.part(whole, 4), images.part(whole, 4, others=True)]
+  seen = [[int(x['image'][0, 0, 0]) for x in part] for part in parts]
+  assert seen[0] == list(range(0, COUNT, 4))
+  assert sorted(seen[0] + seen[1]) == list(range(COUNT))
+  for part, of in zip(parts, seen, strict=True):
+    assert [int(label[0]) for label in part.labels()] == [
+      i % CLASSES for i in of
+    ]
+  assert len({whole.digest, *(part.digest for part in parts)}) == 3
+  with pytest.raises(ValueError, match='every 1-th image leaves none'):
+    images.part(whole, 1, others=True)
+
+
 def noise(image, rng):
   """Another picture for every use."""
   return image + rng.integers(0, 50, image.shape).astype(np.uint8)

@@ -45,3 +45,34 @@ class Source(Sequence):
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     return self.read(i)
+
+
+def part(source: Source, every: int, *, others: bool = False) -> Source:
+  """Every n-th image of a source, or all others: to evaluate on what is alike.
+
+  Args:
+    source: with its images in an order of their own, such as by class.
+    every: n; the first image is one of the n-th.
+    others: whether it is those that are left.
+
+  Raises:
+    ValueError: nothing would be left.
+  """
+  index = np.arange(len(source))
+  index = index[(index % every > 0) == others]
+  if not len(index):
+    raise ValueError(f'{source.name}: every {every}-th image leaves none.')
+  which = f'{"all but " if others else ""}every {every}-th'
+
+  def labels() -> list[Any]:
+    found = source.labels()
+    return [found[i] for i in index]
+
+  return dataclasses.replace(
+    source,
+    name=f'{source.name}, {which}',
+    length=len(index),
+    read=lambda i: source.read(int(index[i])),
+    labels=source.labels and labels,
+    digest=f'{source.digest} {which}',
+  )

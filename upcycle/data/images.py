@@ -21,11 +21,11 @@ from upcycle.data.batches import shard
 from upcycle.data.image_arrays import local
 from upcycle.data.image_batches import Batches, Transform
 from upcycle.data.image_folders import folder
-from upcycle.data.image_sources import Source
+from upcycle.data.image_sources import Source, part
 from upcycle.data.image_state import Stream
 from upcycle.data.image_tfds import tfds
 
-__all__ = ['Source', 'batches', 'folder', 'local', 'tfds']
+__all__ = ['Source', 'batches', 'folder', 'local', 'part', 'tfds']
 
 
 def batches(
