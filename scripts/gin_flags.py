@@ -72,8 +72,13 @@ def parse(
   gin.add_config_file_search_path(str(ROOT))
   try:
     gin.parse_config_files_and_bindings(
-      args.gin_file, bindings, finalize_config=complete
+      args.gin_file, None, finalize_config=False
     )
+    # What the files have imported, a flag may name: --gin.a.b=@module.function.
+    imports = re.findall(r'^(?:import|from) .*', gin.config_str(), re.MULTILINE)
+    gin.parse_config([*imports, *bindings])
+    if complete:
+      gin.finalize()
   except SyntaxError as error:
     raise ValueError(
       f'A gin file or binding cannot be read: {error}. Strings keep their '
