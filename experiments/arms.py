@@ -19,26 +19,28 @@ class Scale(NamedTuple):
   Attributes:
     config: what names its configs, 'configs/<kind>_<config>.gin'.
     pretrained: steps of the dense model that arms start from.
-    steps: of each arm; None: the config's.
+    steps: of each arm.
     bindings: of all its runs.
+    defaults: what the configs bind already: an arm that binds it to the same is
+      the same run as one that does not.
     seeds: of the pipeline.
     checkpoint: a dense model that is there already; '' trains one a seed.
-    order: the binding that is the seed of the batches; '': the config's.
+    order: the binding that is the seed of the batches.
   """
 
   config: str
   pretrained: int
-  steps: int | None = None
+  steps: int
   bindings: Mapping[str, Any] = {}
+  defaults: Mapping[str, Any] = {}
   seeds: Sequence[int] = (0,)
   checkpoint: str = ''
   order: str = ''
 
-  def data(self, seed: int) -> dict[str, int]:
-    return {self.order: seed} if self.order else {}
-
 
 T5_LAPTOP = {
+  # Less than T5's rate, where both models are better (LOG.md).
+  'optim.inverse_sqrt.base': 0.3,
   't5.preset.emb_dim': 64,
   't5.preset.num_heads': 2,
   't5.preset.mlp_dim': 128,
@@ -66,6 +68,39 @@ VIT_LAPTOP = {
   'train.train.log_every': 250,
   'train.train.checkpoint_every': 100_000,
 }
+KEPT = 'initialize.InitFrom.optimizer_state'
+DEFAULTS = {'NUM_EXPERTS': 8, 'CAPACITY_FACTOR': 2.0}
+PAPERS = {'NUM_EXPERTS': 32, 'CAPACITY_FACTOR': 2.0}
+# Of no runs that the scale was chosen by.
+SEEDS = 3, 4, 5
+
+
+def _t5(config: str) -> Scale:
+  """The paper's, from a checkpoint that T5X published."""
+  return Scale(
+    config,
+    1_000_000,
+    100_000,
+    defaults=PAPERS | {KEPT: 'fresh'},
+    seeds=SEEDS,
+    checkpoint=f'runs/{config}/pretrain',
+    order='train/seqio_tasks.seqio_mixture.seed',
+  )
+
+
+def _vit(config: str) -> Scale:
+  """The paper's, on ImageNet-21k."""
+  return Scale(
+    config,
+    500_000,
+    100_000,
+    defaults=PAPERS | {KEPT: 'expand'},
+    seeds=SEEDS,
+    checkpoint=f'runs/{config}/pretrain',
+    order='train/images.batches.seed',
+  )
+
+
 SCALES: dict[str, dict[str, Scale]] = {
   'laptop': {
     'language': Scale(
@@ -73,7 +108,8 @@ SCALES: dict[str, dict[str, Scale]] = {
       2000,
       2000,
       T5_LAPTOP,
-      (0, 1, 2),
+      DEFAULTS | {KEPT: 'expand'},
+      SEEDS,
       order='train/text.span_corruption.seed',
     ),
     'vision': Scale(
@@ -81,25 +117,23 @@ SCALES: dict[str, dict[str, Scale]] = {
       2000,
       1500,
       VIT_LAPTOP,
-      (0, 1, 2),
+      DEFAULTS | {KEPT: 'expand'},
+      SEEDS,
       order='train/images.batches.seed',
     ),
   },
   'base': {
-    'language': Scale('t5_base', 1_000_000, checkpoint='runs/t5_base/pretrain'),
-    'vision': Scale('vit_b16', 500_000, checkpoint='runs/vit_b16/pretrain'),
+    'language': _t5('t5_base'),
+    'vision': _vit('vit_b16'),
   },
   'large': {
-    'language': Scale(
-      't5_large', 1_000_000, checkpoint='runs/t5_large/pretrain'
-    ),
-    'vision': Scale('vit_l16', 500_000, checkpoint='runs/vit_l16/pretrain'),
+    'language': _t5('t5_large'),
+    'vision': _vit('vit_l16'),
   },
 }
-# Vision too is decided by its loss: at this scale precision is the noisier of
-# the two, and moves with it.
+# Vision too is decided by its loss: at laptop scale precision is the noisier of
+# the two, and moves with it (LOG.md).
 METRICS = {'language': 'eval/loss', 'vision': 'eval/loss'}
-PRETRAINED = object()  # in bindings: the dense model's steps
 
 
 def pretrain(
@@ -113,10 +147,10 @@ def pretrain(
     'name': f'{modality}_pretrain_{seed}',
     'config': f'configs/pretrain_{of.config}.gin',
     'bindings': {
-      **{k: v for k, v in of.bindings.items() if 'optim' not in k},
+      **of.bindings,
       'train.train.num_steps': steps,
       'train.train.seed': seed,
-      **of.data(100 + seed),
+      of.order: 100 + seed,
     },
   }
 
@@ -132,7 +166,8 @@ def scales(
 
   Args:
     language: arms by name. Of bindings, 'PRETRAINED' is not gin's: it is what
-      share of its steps the dense model is trained for.
+      share of its steps the dense model is trained for. A value that is a
+      function is called with the number of these steps.
     vision: the same.
     times: what the scale's steps are multiplied by.
     only: the scales.
@@ -161,13 +196,14 @@ def run(
   of = SCALES[scale][modality]
   kind, changes = arm
   changes = {
-    k: of.pretrained if v is PRETRAINED else v for k, v in changes.items()
+    key: value(of.pretrained) if callable(value) else value
+    for key, value in changes.items()
+    if key not in of.defaults or of.defaults[key] != value
   }
   share, start = changes.pop('PRETRAINED', 1), {}
   if kind != 'scratch_moe':
     steps = round(share * of.pretrained)
     start['DENSE_CHECKPOINT'] = pretrain(modality, seed, scale, steps)
-  length = of.steps and {'train.train.num_steps': round(times * of.steps)}
   return {
     'name': f'{modality}_{name}_{seed}',
     'modality': modality,
@@ -177,9 +213,9 @@ def run(
     'config': f'configs/{kind}_{of.config}.gin',
     'bindings': {
       **of.bindings,
-      **(length or {}),
+      'train.train.num_steps': round(times * of.steps),
       'train.train.seed': seed,
-      **of.data(200 + seed),
+      of.order: 200 + seed,
       **start,
       **changes,
     },

@@ -12,20 +12,23 @@ all; a run that several experiments ask for is trained once too: MODEL_DIRs are
 in runs/sweeps, named by a hash of the settings. The first seed of all
 experiments comes before the second: it decides most. The same command goes on
 with a sweep that was stopped; --list prints the commands of what is missing,
-for a scheduler, in an order in which they can be run, after which the same
+for a scheduler, in stages that need each other's models, after which the same
 command without it gathers the results. With --jobs several runs share the
 cores, each on its own ones.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import datetime
+import fcntl
 import json
 import os
 from pathlib import Path
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -54,17 +57,17 @@ class Experiment(NamedTuple):
 
 
 def load(folder: Path, scale: str, names: str) -> Experiment:
-  """Of a folder, with the runs whose names match.
+  """Of a folder, with the runs whose names match: none at another scale.
 
   Raises:
-    ValueError: it has no such scale, or runs that are none.
+    ValueError: runs that are none.
   """
   found = runpy.run_path(str(folder / 'sweep.py'))
   if scale not in found['SCALES']:
-    raise ValueError(
-      f'--scale of {folder.name} is one of {", ".join(found["SCALES"])}.'
+    print(
+      f'# {folder.name} has no scale {scale}, only {", ".join(found["SCALES"])}'
     )
-  runs = [{'scale': scale, **run} for run in found['SCALES'][scale]]
+  runs = [{'scale': scale, **r} for r in found['SCALES'].get(scale, [])]
   sweep.check(runs)
   runs = [run for run in runs if re.search(names, run['name'])]
   return Experiment(folder, runs, found['summary'])
@@ -98,22 +101,23 @@ def start(run: sweep.Run, cores: list[int]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(run: sweep.Run, status: int) -> None:
-  """Keeps what came of a run: one that diverged is a result.
+def finish(run: sweep.Run, status: int) -> str:
+  """Keeps what came of a run, and returns why it failed.
 
-  Raises:
-    SystemExit: it failed otherwise.
+  One that diverged is a result.
   """
   folder = ROOT / sweep.model_dir(run, ROOT)
-  errors = folder.with_suffix('.log').read_text()
+  log = folder.with_suffix('.log')
+  errors = log.read_text()
   diverged = [x for x in errors.splitlines() if x.startswith('FloatingPoint')]
   if status and not diverged:
-    sys.exit(
-      f'{errors}\nThe sweep goes on with the same command, after:\n'
+    return (
+      f'{run["name"]} failed, {log.relative_to(ROOT)}:\n{errors[-2000:]}\n'
       f'{shlex.join(sweep.command(run, ROOT))}'
     )
   found = {'error': diverged[0]} if status else sweep.result(folder)
   results.write_text(folder / 'result.json', json.dumps(found))
+  return ''
 
 
 def gather(experiments: list[Experiment]) -> None:
@@ -127,16 +131,20 @@ def gather(experiments: list[Experiment]) -> None:
         results.append(experiment.file, sweep.entries(run, ROOT) | found)
 
 
-def train(experiments: list[Experiment], jobs: int) -> None:
-  """Everything that is missing, `jobs` at a time."""
+def train(experiments: list[Experiment], jobs: int) -> list[str]:
+  """Everything that is missing, `jobs` at a time.
+
+  Returns:
+    What failed, and why; all that does not start from it was run.
+  """
   gather(experiments)
   waiting = missing(experiments)
-  number, began = len(waiting), time.monotonic()
+  number, began, failures = len(waiting), time.monotonic(), []
   shares = core_shares(jobs)
   running: dict[str, tuple[sweep.Run, subprocess.Popen, list[int]]] = {}
   try:
-    while waiting or running:
-      for folder in [f for f, r in waiting.items() if ready(r)]:
+    while running or any(map(ready, waiting.values())):
+      for folder in [f for f, run in waiting.items() if ready(run)]:
         if not shares:
           break
         run, cores = waiting.pop(folder), shares.pop()
@@ -147,16 +155,47 @@ def train(experiments: list[Experiment], jobs: int) -> None:
         if process.poll() is not None:
           del running[folder]
           shares.append(cores)
-          finish(run, process.returncode)
+          failures += filter(None, [finish(run, process.returncode)])
           gather(experiments)
       time.sleep(0.2 if running else 0)
   finally:  # they save their state and go on another time
     for _, process, _ in running.values():
       process.terminate()
+    for _, process, _ in running.values():
+      process.wait()
+  failures += [
+    f'{run["name"]} starts from one that has no model.'
+    for run in waiting.values()
+  ]
+  return failures
 
 
 def ready(run: sweep.Run) -> bool:
-  return all(done(sweep.model_dir(r, ROOT)) for r in sweep.parents(run))
+  """Whether what it starts from is trained, and did not diverge."""
+  return all(
+    done(folder)
+    and 'error' not in json.loads((ROOT / folder / 'result.json').read_text())
+    for folder in (sweep.model_dir(r, ROOT) for r in sweep.parents(run))
+  )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Refuses a second sweep here, which would train the same runs.
+
+  Raises:
+    ValueError: there is one.
+  """
+  file = ROOT / 'runs/sweeps/.lock'
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with file.open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        'Another sweep runs here. Give it all experiments, or more --jobs.'
+      ) from None
+    yield
 
 
 def core_shares(jobs: int) -> list[list[int]]:
@@ -179,20 +218,43 @@ def _progress(
 
 def main() -> None:
   args = _parse()
-  experiments = [
-    load(folder.resolve(), args.scale, args.names)
-    for folder in args.experiments
-    if (folder / 'sweep.py').exists()
-  ]
+  folders = [f.resolve() for f in args.experiments if (f / 'sweep.py').exists()]
+  experiments = [load(f, args.scale, args.names) for f in folders]
+  if not any(experiment.runs for experiment in experiments):
+    raise ValueError(
+      f'Nothing is to be run: --scale={args.scale} --names='
+      f'{args.names} fit no run of what was given.'
+    )
   if args.list:
-    for run in missing(experiments).values():
-      print(shlex.join(['python', *sweep.command(run, ROOT)]))
+    print('\n'.join(commands(missing(experiments))))
     return
-  train(experiments, args.jobs)
+  # An end by a signal is one by an error: what runs is told to save.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
+  with alone():
+    failures = train(experiments, args.jobs)
   for experiment in experiments:
     rows = experiment.rows()
     found = [sweep.find(run, rows, ROOT) for run in experiment.runs]
-    print(f'\n{experiment.folder.name}\n{experiment.summary(found)}')
+    found = [row for row in found if row]
+    if found:
+      print(f'\n{experiment.folder.name}\n{experiment.summary(found)}')
+  if failures:
+    sys.exit(
+      '\n\n'.join(failures) + '\nThe same command goes on with the sweep.'
+    )
+
+
+def commands(runs: Mapping[str, sweep.Run]) -> list[str]:
+  """One line a run, in stages: those of one need the models of those before."""
+  stages: dict[int, list[str]] = {}
+  for run in runs.values():
+    waits = sum(sweep.model_dir(r, ROOT) in runs for r in sweep.parents(run))
+    command = shlex.join(['python', *sweep.command(run, ROOT)])
+    stages.setdefault(waits, []).append(command)
+  lines = []
+  for number, stage in sorted(stages.items()):
+    lines += [f'# Stage {number + 1}', *stage] if len(stages) > 1 else stage
+  return lines
 
 
 def _parse() -> argparse.Namespace:

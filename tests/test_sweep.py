@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps: commands, what is missing, results, and what is chosen of them."""
 
+import fcntl
 import json
 import runpy
 import shlex
@@ -64,6 +65,9 @@ class Ended(NamedTuple):
   returncode: int
 
   def poll(self):
+    return self.returncode
+
+  def wait(self):
     return self.returncode
 
 
@@ -194,17 +198,19 @@ def test_a_result_has_the_numbers_of_the_cost(tmp_path):
   }
 
 
-def test_what_was_stopped_goes_on(experiment, monkeypatch, capsys):
+def test_what_failed_is_said_and_the_rest_goes_on(
+  experiment, monkeypatch, capsys
+):
   errors = {'dense_0.3': 'warning\nValueError: no room'}
   error, trained = call(experiment, monkeypatch, errors=errors)
-  assert trained == ['start', *NAMES[:2]]
-  assert 'ValueError: no room' in error and 'scripts/train.py' in error
-  assert len(results.read(experiment / 'results.jsonl')) == 1
+  assert trained == ['start', *NAMES]
+  assert 'dense_0.3 failed' in error and 'ValueError: no room' in error
+  assert 'scripts/train.py' in error
+  assert len(results.read(experiment / 'results.jsonl')) == 3
   capsys.readouterr()
   assert call(experiment, monkeypatch, '--list') == (None, [])
-  lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 3
-  *command, checkpoint, model_dir = shlex.split(lines[0])
+  (line,) = capsys.readouterr().out.splitlines()
+  *command, checkpoint, model_dir = shlex.split(line)
   assert command == [
     'python',
     'scripts/train.py',
@@ -213,7 +219,32 @@ def test_what_was_stopped_goes_on(experiment, monkeypatch, capsys):
   ]
   assert checkpoint.startswith('--gin.CHECKPOINT="runs/sweeps/start_')
   assert model_dir.startswith('--gin.MODEL_DIR="runs/sweeps/a_')
-  assert call(experiment, monkeypatch) == (None, NAMES[1:])
+  assert call(experiment, monkeypatch) == (None, NAMES[1:2])
+
+
+@pytest.mark.parametrize('why', ['ValueError: x', 'FloatingPointError: x'])
+def test_what_starts_from_a_run_without_a_model_is_not_run(
+  why, experiment, monkeypatch
+):
+  error, trained = call(experiment, monkeypatch, errors={'start': why})
+  assert trained == ['start']
+  assert error.count('starts from one that has no model') == 4
+
+
+def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
+  assert call(experiment, monkeypatch, '--list') == (None, [])
+  lines = capsys.readouterr().out.splitlines()
+  assert (lines[0], lines[2]) == ('# Stage 1', '# Stage 2')
+  assert 'start.gin' in lines[1] and len(lines) == 3 + 4
+
+
+def test_one_sweep_at_a_time(experiment, monkeypatch):
+  file = experiment.parent.parent / 'runs/sweeps/.lock'
+  file.parent.mkdir(parents=True)
+  with file.open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    error, trained = call(experiment, monkeypatch)
+  assert 'Another sweep runs here' in error and not trained
 
 
 def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
@@ -235,7 +266,7 @@ def test_other_bindings_are_another_run(experiment, monkeypatch):
 def test_an_unknown_scale(experiment, monkeypatch):
   args = experiment, '--scale=huge'
   error = tiny_scripts.main(monkeypatch, 'sweep.py', *args)
-  assert error == 'error: --scale of 07_tiny is one of tiny.'
+  assert error.startswith('error: Nothing is to be run: --scale=huge')
 
 
 def test_runs_that_are_none():
@@ -297,7 +328,23 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
     curve = [[0, 0, 0, 0.5], [2, 4, 6, 0.25]]
     curves = dict.fromkeys(('eval/loss', 'eval/accuracy'), curve)
     rows = [{**run, **made, 'curves': curves} for run in runs]
+    shared = found.get('ENTRIES', {})
+    arms = {({**shared, **r}['modality'], r['arm']) for r in runs}
+    for modality, checks in by_modality(found) if scale == 'laptop' else ():
+      for check in checks:
+        for arm in (check.first, check.second, *check.beyond):
+          assert (modality, arm) in arms, f'{check} has no arm {arm}'
     assert found['summary'](rows)
+
+
+def by_modality(found):
+  """The checks of an experiment."""
+  checks = found['CHECKS']
+  if isinstance(checks, dict):
+    return checks.items()
+  shared = found.get('ENTRIES', {})
+  run = {{**shared, **r}['modality'] for r in found['SCALES']['laptop']}
+  return [(modality, checks) for modality in run]
 
 
 @pytest.fixture

@@ -36,9 +36,10 @@ def arms(first, second, **options):
 @pytest.mark.parametrize(
   'first, second, verdict',
   [
-    ((1.0, 2.0, 3.0), (1.1, 2.2, 3.3), verdicts.HOLDS),
-    ((1.1, 2.2, 3.3), (1.0, 2.0, 3.0), verdicts.FAILS),
+    ((1.0, 2.0, 3.0), (1.1, 2.11, 3.12), verdicts.HOLDS),
+    ((1.1, 2.11, 3.12), (1.0, 2.0, 3.0), verdicts.FAILS),
     ((1.0, 2.0, 3.0), (1.1, 2.2, 2.9), verdicts.UNDECIDED),
+    ((1.0, 2.0, 3.0), (1.01, 2.2, 3.4), verdicts.UNDECIDED),
     ((1.0, 2.0), (1.1, 2.2), verdicts.UNDECIDED),
   ],
 )
@@ -52,7 +53,7 @@ def test_a_lower_loss_is_better_seed_by_seed(first, second, verdict):
 
 
 def test_a_higher_accuracy_is_better():
-  rows = arms((0.5, 0.6, 0.7), (0.4, 0.5, 0.6), metric='eval/accuracy')
+  rows = arms((0.5, 0.6, 0.7), (0.4, 0.5, 0.61), metric='eval/accuracy')
   assert verdicts.find(Check('a', 'b'), rows).verdict == verdicts.HOLDS
 
 
@@ -60,22 +61,52 @@ def test_a_higher_accuracy_is_better():
   'margin, verdict',
   [
     (0.3, verdicts.HOLDS),
-    (0.15, verdicts.UNDECIDED),
+    (0.12, verdicts.UNDECIDED),
     (0.05, verdicts.FAILS),
   ],
 )
 def test_equal_is_within_a_margin(margin, verdict):
-  rows = arms((1.0, 1.0, 1.0), (1.1, 1.2, 1.15))
+  rows = arms((1.0, 1.0, 1.0), (1.1, 1.12, 1.11))
   check = Check('a', 'b', relation='equal', margin=margin)
   assert verdicts.find(check, rows).verdict == verdict
 
 
-def test_seeds_that_only_one_arm_has_and_runs_that_diverged_do_not_count():
+def test_no_gain_is_one_sided():
+  def verdict(margin):
+    check = Check('a', 'b', relation='no gain', margin=margin)
+    return verdicts.find(check, rows).verdict
+
+  rows = arms((1.1, 1.2, 1.15), (1.0, 1.0, 1.0))
+  assert verdict(0.01) == verdicts.HOLDS  # it is worse
+  rows = arms((1.0, 1.0, 1.0), (1.1, 1.11, 1.12))
+  assert verdict(0.01) == verdicts.FAILS
+  assert verdict(0.11) == verdicts.UNDECIDED
+
+
+def test_the_interval_is_students():
+  low, high = verdicts.t_interval([1.0, 2.0, 3.0])
+  assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+
+
+def test_seeds_that_only_one_arm_has_do_not_count():
   rows = arms((1.0, 2.0, 3.0, 4.0), (1.5, 2.5, 3.5))
-  rows.append({'arm': 'b', 'seed': 3, 'error': 'not finite'})
   assert verdicts.find(Check('a', 'b'), rows).seeds == 3
   nothing = verdicts.find(Check('a', 'c'), rows)
   assert nothing.seeds == 0 and nothing.verdict == verdicts.UNDECIDED
+
+
+def test_a_run_that_diverged_is_worse_than_all():
+  rows = arms((1.0, 2.0, 3.0), (1.5, 2.5, 3.5))
+  diverged = [
+    {k: v for k, v in row.items() if k != 'curves'} | {'error': 'not finite'}
+    if row['arm'] == 'a'
+    else row
+    for row in rows
+  ]
+  assert verdicts.find(Check('a', 'b'), diverged).verdict == verdicts.FAILS
+  assert verdicts.find(Check('b', 'a'), diverged).verdict == verdicts.HOLDS
+  some = [*rows[:2], diverged[2], *rows[3:]]
+  assert verdicts.find(Check('a', 'b'), some).verdict == verdicts.UNDECIDED
 
 
 def test_what_both_have_spent_decides_where_they_are_compared():
@@ -109,7 +140,7 @@ def test_a_gain_is_compared_with_another():
 
 
 def test_a_claim_is_all_of_its_checks():
-  rows = arms((1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
+  rows = arms((1.0, 2.0, 3.0), (1.1, 2.11, 3.12))
   good, bad = Check('a', 'b'), Check('b', 'a')
 
   def overall(*checks):
@@ -128,9 +159,9 @@ def test_what_is_printed_says_what_was_compared():
     Check('a', 'b', 'FLOPs', share=0.5),
     Check('a', 'b', relation='equal', margin=0.3),
   )
-  rows = arms((1.0, 2.0, 3.0), (1.1, 2.2, 3.3))
+  rows = arms((1.0, 2.0, 3.0), (1.1, 2.11, 3.12))
   first, *lines = verdicts.summary({'language': checks})(rows).splitlines()
   assert first == 'language: undecided'
   assert lines[0].startswith('  a is better than b after 50%, for equal FLOPs:')
-  assert 'a is within 0.3 of b for equal steps: +0.2000' in lines[1]
+  assert 'a is within 0.3 of b for equal steps: +0.1100' in lines[1]
   assert '3 seeds), ' in lines[1]

@@ -95,7 +95,7 @@ def rules(
 def receipt(
   source: trees.Tree, target: trees.Tree, order: Order | None
 ) -> dict[str, Any]:
-  """`depth_tile`: the order's name and `sources`; nothing without an order."""
+  """`depth_tile`: the order's name, and `sources`; nothing without an order."""
   if order is None:
     return {}
   layers = sources(source, target, order)

@@ -33,9 +33,7 @@ def _checks(margin):
     )
     for share in SHARES[:-1]
   ) + tuple(
-    Check(
-      f'upcycled from {share:.0%}', f'dense from {share:.0%}', decides=False
-    )
+    Check(f'upcycled from {share:.0%}', f'dense from {share:.0%}')
     for share in SHARES
   )
 

@@ -12,10 +12,7 @@ PAPER = (
   'Figures 10 and 11: from 2 to 128, more are better, with diminishing '
   'returns downstream; very many make the initial drop larger.'
 )
-NUMBERS = {
-  f'E={n}': ('upcycle', {} if n == 8 else {'NUM_EXPERTS': n})
-  for n in (2, 8, 32)
-}
+NUMBERS = {f'E={n}': ('upcycle', {'NUM_EXPERTS': n}) for n in (2, 8, 32)}
 SCALES = arms.scales(NUMBERS, NUMBERS)
 _CHECKS = (
   Check('E=8', 'E=2'),

@@ -13,13 +13,6 @@ PAPER = (
   'better even per step: the last 5 or 6 of 12 are best, and a sparse first '
   'block is harmful.'
 )
-_LAST = {
-  f'last {n}': (
-    'upcycle',
-    {} if n == 2 else {'vit.preset.moe_layers': tuple(range(4 - n, 4))},
-  )
-  for n in (1, 2, 3, 4)
-}
 _T5 = {
   'every second': arms.UPCYCLED,
   'all': (
@@ -30,16 +23,39 @@ _T5 = {
     },
   ),
 }
-_LAST_OF_12 = {
-  f'last {n}': ('upcycle', {'vit.preset.moe_layers': tuple(range(12 - n, 12))})
-  for n in (2, 4, 5, 6, 8, 10, 12)
-}
+
+
+def _last(depth, **numbers):
+  """The last n blocks of a ViT, by what they are of it."""
+  return {
+    name.replace('_', ' '): (
+      'upcycle',
+      {}
+      if 2 * n == depth
+      else {'vit.preset.moe_layers': tuple(range(depth - n, depth))},
+    )
+    for name, n in numbers.items()
+  }
+
+
 SCALES = {
-  **arms.scales(_T5, _LAST, only=('laptop',)),
-  **arms.scales(None, _LAST_OF_12, only=('base',)),
+  **arms.scales(
+    _T5,
+    _last(4, last_quarter=1, last_half=2, all_but_the_first=3, all=4),
+    only=('laptop',),
+  ),
+  **arms.scales(
+    None,
+    _last(12, last_quarter=3, last_half=6, all_but_the_first=11, all=12),
+    only=('base',),
+  ),
 }
 CHECKS = {
-  'vision': (Check('last 2', 'last 4'), Check('last 2', 'last 1')),
+  'vision': (
+    Check('last half', 'all'),
+    Check('last half', 'last quarter'),
+    Check('all but the first', 'all'),
+  ),
   'language': (Check('all', 'every second', decides=False),),
 }
 

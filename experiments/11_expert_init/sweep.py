@@ -17,8 +17,7 @@ _INIT = 'initialize.InitFrom.expert_init'
 INITS = {
   f'{name}, E={n}': (
     'upcycle',
-    ({} if n == 8 else {'NUM_EXPERTS': n})
-    | ({_INIT: f'@expert_init.{init}'} if init else {}),
+    {'NUM_EXPERTS': n} | ({_INIT: f'@expert_init.{init}'} if init else {}),
   )
   for n in (8, 32)
   for name, init in (

@@ -14,7 +14,7 @@ PAPER = (
 )
 
 
-def drops(renormalize):
+def drops(decoder):
   """One step, for the evaluation before it."""
   found = {'dense': ('dense', {'train.train.num_steps': 1})}
   for name, on in (('raw', False), ('renormalised', True)):
@@ -25,13 +25,14 @@ def drops(renormalize):
           'train.train.num_steps': 1,
           'CAPACITY_FACTOR': float(c),
           'routing.expert_choice.renormalize': on,
+          **({'routing.top_k.renormalize': on} if decoder else {}),
         },
       )
   return found
 
 
 FIGURE = 'start'
-SCALES = arms.scales(drops(False), drops(True), only=('laptop',))
+SCALES = arms.scales(drops(True), drops(False), only=('laptop',))
 
 
 def _checks(margin):
@@ -39,6 +40,10 @@ def _checks(margin):
     Check('raw, C=2', 'raw, C=1', 'start'),
     Check('raw, C=4', 'raw, C=2', 'start'),
     Check('raw, C=8', 'raw, C=4', 'start'),
+    Check('renormalised, C=2', 'raw, C=2', 'start'),
+    Check(
+      'renormalised, C=4', 'dense', 'start', relation='equal', margin=margin
+    ),
     Check(
       'renormalised, C=8', 'dense', 'start', relation='equal', margin=margin
     ),

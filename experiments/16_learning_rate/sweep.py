@@ -13,13 +13,21 @@ PAPER = (
   'found a rate reset to its peak better than a small constant one.'
 )
 _RESET = {'initialize.InitFrom.step': 0}
-RATES = {
-  'resumed': arms.UPCYCLED,
-  'reset': ('upcycle', _RESET),
-  'dense, resumed': arms.DENSE,
-  'dense, reset': ('dense', _RESET),
-}
-SCALES = arms.scales(RATES, RATES)
+# The rate alone: the decay of kept statistics goes on.
+_T5 = {arms.KEPT: 'expand'}
+_T5_RESET = _RESET | _T5 | {'optim.adafactor.step_offset': lambda steps: -steps}
+
+
+def _rates(resumed, reset):
+  return {
+    'resumed': ('upcycle', resumed),
+    'reset': ('upcycle', reset),
+    'dense, resumed': ('dense', resumed),
+    'dense, reset': ('dense', reset),
+  }
+
+
+SCALES = arms.scales(_rates(_T5, _T5_RESET), _rates({}, _RESET))
 CHECKS = (
   Check('reset', 'resumed'),
   Check('dense, reset', 'dense, resumed', decides=False),

@@ -15,13 +15,13 @@ PAPER = (
   'T5X goes on with the decay of the global step: with fresh statistics the '
   'raw update is then far too large, and only its clipping holds it.'
 )
-_FRESH = {'initialize.InitFrom.optimizer_state': 'fresh'}
+_FRESH = {arms.KEPT: 'fresh'}
 OFFSETS = {
-  'kept statistics': arms.UPCYCLED,
+  'kept statistics': ('upcycle', {arms.KEPT: 'expand'}),
   "fresh, T5X's decay": ('upcycle', _FRESH),
   'fresh, decay restarted': (
     'upcycle',
-    _FRESH | {'optim.adafactor.step_offset': arms.PRETRAINED},
+    _FRESH | {'optim.adafactor.step_offset': lambda steps: steps},
   ),
 }
 SCALES = arms.scales(OFFSETS)

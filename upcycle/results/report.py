@@ -13,7 +13,7 @@ from pathlib import Path
 import runpy
 from typing import Any
 
-from upcycle.results import report_parts, svg
+from upcycle.results import report_parts, svg, sweep
 from upcycle.results.metrics import read
 from upcycle.results.tables import Table
 
@@ -103,10 +103,11 @@ def _answer(one: Mapping[str, Any], modality: str) -> str:
 
 
 def _latest(file: Path, runs: Sequence[Row]) -> list[dict[str, Any]]:
-  """The last row of each of the runs, in their order."""
+  """The last row of each of the runs that was made with its settings."""
   rows = read(file) if file.exists() else []
-  last = {(row['scale'], row['name']): row for row in rows}
-  keys = [(run['scale'], run['name']) for run in runs]
+  names = 'scale', 'name', 'model_dir'
+  last = {tuple(map(row.get, names)): row for row in rows}
+  keys = [(r['scale'], r['name'], sweep.model_dir(r)) for r in runs]
   return [last[key] for key in keys if key in last]
 
 

@@ -8,7 +8,6 @@ from upcycle.results import (
   compare,
   report_figures,
   report_values,
-  sweep,
   verdicts,
 )
 
@@ -75,19 +74,9 @@ def missing(runs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     for arm, those in lacking.items()
     if rows
   ]
-  found += [
+  return found + [
     f'{r["name"]} diverged: {r["error"]}.' for r in rows if 'error' in r
   ]
-  # Rows of old have no folder.
-  others = [
-    run['name']
-    for run in runs
-    if (folder := made.get(run['name'], {}).get('model_dir'))
-    and folder != sweep.model_dir(run)
-  ]
-  if others:
-    found.append(f'Of other settings than now: {", ".join(others)}.')
-  return found
 
 
 def _verdict(findings: Sequence[verdicts.Finding]) -> tuple[str, str]:

@@ -3,10 +3,12 @@
 
 A claim is a list of checks, each of which compares two arms on the runs that
 have the same seed. Their differences, positive where the first arm is better,
-have a mean and a 95% bootstrap interval. 'above' holds where the interval is
-above 0 and fails where it is below; 'equal' holds where it is within the margin
-that counts as equal and fails where it is beyond. All else is undecided, and so
-is everything with fewer than three seeds.
+have a mean and a 95% interval by Student's t: that of a bootstrap would reach
+from the least to the greatest of three seeds, which holds the true mean only
+three times in four. 'above' holds where the interval is above 0 and fails
+where it is below; 'equal' holds where it is within the margin that counts as
+equal and fails where it is beyond. All else is undecided, and so is everything
+with fewer than three seeds. A run that diverged is worse than any that did not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upcycle.results import spent
-from upcycle.results.metrics import interval
 
 HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold at this scale', 'undecided'
 SEEDS = 3  # fewer decide nothing
@@ -31,11 +32,12 @@ class Check(NamedTuple):
     at: 'steps', 'FLOPs' or 'seconds': at the most of it that both have spent;
       'start': right after surgery; 'end': whatever was spent, of rows that need
       no curves.
-    relation: 'above' or 'equal'; 'widens': it is further above than after half
+    relation: 'above' or 'equal'; 'no gain': it is not above by more than the
+      margin, however far below; 'widens': it is further above than after half
       of that; 'cheaper': it needs less of `at` to get to where the second one
       ends, as the logarithm of a ratio, where a run that never gets there
       counts as one that does after twice of what it spent.
-    margin: of 'equal', in the metric's units.
+    margin: of 'equal' and 'no gain', in the metric's units.
     share: of what both have spent, to compare after.
     beyond: two arms whose own difference is taken off.
     metric: '' is that of the rows, their 'metric'.
@@ -69,13 +71,13 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
   arms = check.first, check.second, *check.beyond
   seeds: dict[int, dict[str, Row]] = {}
   for row in rows:
-    if row['arm'] in arms and 'error' not in row:
+    if row['arm'] in arms:
       seeds.setdefault(row['seed'], {})[row['arm']] = row
   complete = [by for by in seeds.values() if len(by) == len(arms)]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
   if not len(found):
     return Finding(check, np.nan, np.nan, np.nan, 0, UNDECIDED)
-  low, high = map(float, interval(found))
+  low, high = t_interval(found)
   verdict = _verdict(check, low, high) if len(found) >= SEEDS else UNDECIDED
   return Finding(check, float(found.mean()), low, high, len(found), verdict)
 
@@ -84,6 +86,9 @@ def difference(check: Check, first: Row, second: Row) -> float:
   """How much better one run is than another, in the metric's units."""
   metric = check.metric or first['metric']
   better = spent.sign(metric)
+  if 'error' in first or 'error' in second:
+    both = 'error' in first and 'error' in second
+    return 0.0 if both else (-np.inf if 'error' in first else np.inf)
   if check.at == 'end':
     return float(better * (first[metric] - second[metric]))
   curves = [np.array(r['curves'][metric], float) for r in (first, second)]
@@ -101,6 +106,30 @@ def difference(check: Check, first: Row, second: Row) -> float:
     return float(better * (a - b))
 
   return ahead(most) - (ahead(most / 2) if check.relation == 'widens' else 0)
+
+
+def t_interval(
+  values: Iterable[float], level: float = 0.95
+) -> tuple[float, float]:
+  """Confidence interval of a mean by Student's t.
+
+  Args:
+    values: one a seed.
+    level: how often it holds the true mean, were values normal.
+
+  Returns:
+    (low, high): infinite of one value, the least and greatest of infinite ones.
+  """
+  from scipy import special  # as late as it is needed
+
+  values = np.array([*values], np.float64)
+  if not np.isfinite(values).all():
+    return float(values.min()), float(values.max())
+  if len(values) < 2:
+    return -np.inf, np.inf
+  t = special.stdtrit(len(values) - 1, (1 + level) / 2)
+  half = t * values.std(ddof=1) / len(values) ** 0.5
+  return float(values.mean() - half), float(values.mean() + half)
 
 
 def _of_seed(check: Check, first: Row, second: Row, *beyond: Row) -> float:
@@ -157,6 +186,7 @@ def claim(check: Check) -> str:
   verb = {
     'above': 'is better than',
     'equal': f'is within {check.margin:g} of',
+    'no gain': f'is not better by {check.margin:g} than',
     'widens': 'draws away from',
     'cheaper': 'gets more cheaply to the end of',
   }[check.relation]
@@ -194,6 +224,10 @@ def _verdict(check: Check, low: float, high: float) -> str:
     if -check.margin <= low and high <= check.margin:
       return HOLDS
     return FAILS if low > check.margin or high < -check.margin else UNDECIDED
+  if check.relation == 'no gain':
+    if high <= check.margin:
+      return HOLDS
+    return FAILS if low > check.margin else UNDECIDED
   if low > 0:
     return HOLDS
   return FAILS if high < 0 else UNDECIDED
