@@ -29,7 +29,7 @@ def part(
     chosen: those of them that count.
     found: what the sweep.py defines.
   """
-  # A run that diverged counts, unless another one of its arm and seed was chosen.
+  # One that diverged counts, unless another of its arm and seed was chosen.
   rated = [*(row for row in rows if 'error' in row), *chosen]
   by_modality = verdicts.by_modality(found['CHECKS'], rated)
   findings = [f for those in by_modality.values() for f in those]
