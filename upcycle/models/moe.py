@@ -109,17 +109,18 @@ class MoeLayer(nn.Module):
       self.config.router_std,
       name=self.router_names[0],
     )(x)
-    routed = self._route(logits, mask, deterministic)
+    routed = self.route(logits, mask, deterministic)
     y = self._experts(x, routed, deterministic)
     tokens = B * L // parts
     return y.reshape(parts, -1, M)[:, :tokens].reshape(B, L, M)
 
-  def _route(
+  def route(
     self,
     logits: Float[Array, 'G S E'],
     mask: Bool[Array, 'G S'] | None,
     deterministic: bool,
   ) -> routing.Routing | routing.Ragged:
+    """Who gets which token; its losses and metrics are sown."""
     config = self.config
     slots = config.capacity(logits.shape[1], deterministic)
     counted = mask is not None and not self.causal
