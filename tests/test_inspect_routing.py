@@ -81,22 +81,25 @@ def test_what_is_added_is_seen_apart_from_what_was_there():
 @pytest.mark.parametrize('name', ROUTERS)
 def test_assignments_are_the_routers(name):
   """Rows of 10 in groups of 20, which a spy sees as they are routed."""
-  routed = []
+  routed = {}  # by shape of logits: configs route shapes of their own
 
-  def spy(*args, **kwargs):
-    routed.append((ROUTERS[name](*args, **kwargs), args[0]))
-    return routed[-1][0]
+  def spy(logits, *args, **kwargs):
+    it = ROUTERS[name](logits, *args, **kwargs)
+    routed[logits.shape] = it, logits
+    return it
 
   experts = dataclasses.replace(SPARSE, router=spy)
   key = 'encoder_moe' if name == 'expert_choice' else 'decoder_moe'
   model = t5.T5(CONFIG(**{key: experts}))
   params, _ = noise(model.config)
-  batch = jax.tree.map(jnp.asarray, batch_of(4, 10))
-  with jax.disable_jit():
-    seen = inspect_routing.make_seen(model, losses.seq2seq)(params, batch)
+  traced = inspect_routing.make_seen(model, losses.seq2seq).__wrapped__
+
+  @jax.jit
+  def run(params, batch):
+    return traced(params, batch), routed[2, 20, 4]
+
+  seen, (it, logits) = run(params, batch_of(4, 10))
   ((_, (weights, probabilities)),) = seen.items()
-  it, logits = routed[-1]
-  assert logits.shape == (2, 20, 4)
   combine = it.masks(20)[1].sum(-1)
   np.testing.assert_allclose(weights, combine.reshape(4, 10, 4))
   wanted = jax.nn.softmax(logits).reshape(4, 10, 4)

@@ -49,14 +49,17 @@ def _piece(words: vocabulary.Vocabulary, i: int) -> str:
 def explained(taken: np.ndarray, kind: np.ndarray) -> float:
   """Share of the variance of who takes a token that its kind explains.
 
+  Adjusted, so that kinds which mean nothing explain nothing (Ezekiel, 1930).
+
   Args:
     taken: whether an expert has taken a token, [N, E].
     kind: of each token, from 0, [N].
   """
   counts = np.maximum(np.bincount(kind), 1)
   shares = np.stack([np.bincount(kind, x) / counts for x in taken.T], -1)
-  within = np.mean(np.square(taken - shares[kind]))
-  return round(float(1 - within / taken.var(0).mean()), 3)
+  within = np.sum(np.square(taken - shares[kind]))
+  free = len(kind) - np.count_nonzero(np.bincount(kind))
+  return round(float(1 - within / free / taken.var(0, ddof=1).sum()), 3)
 
 
 def _favourites(
