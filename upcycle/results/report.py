@@ -10,8 +10,11 @@ count; and FIGURE, how they are drawn, of `report_figures.KINDS`.
 from collections.abc import Iterable, Mapping, Sequence
 import json
 from pathlib import Path
+import re
 import runpy
 from typing import Any
+
+import numpy as np
 
 from upcycle.results import report_parts, svg, sweep
 from upcycle.results.metrics import read
@@ -78,7 +81,7 @@ def experiment(
 
 
 def claims(found: Iterable[Mapping[str, Any]], page: str = '') -> Table:
-  """A row an experiment: what is asked, what the paper says, what we do.
+  """A row an experiment, by claim: what is asked, what the paper says, what we do.
 
   Args:
     found: of `experiments`.
@@ -91,8 +94,14 @@ def claims(found: Iterable[Mapping[str, Any]], page: str = '') -> Table:
       'the paper': one['paper'],
       **{modality: _answer(one, modality) for modality in MODALITIES},
     }
-    for one in found
+    for one in sorted(found, key=_first_claim)
   ]
+
+
+def _first_claim(one: Mapping[str, Any]) -> float:
+  """The number of an experiment's first claim; those without come last."""
+  number = re.match(r'C(\d+)', one['claims'])
+  return float(number[1]) if number else np.inf
 
 
 def _answer(one: Mapping[str, Any], modality: str) -> str:
