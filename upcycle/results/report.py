@@ -81,7 +81,7 @@ def experiment(
 
 
 def claims(found: Iterable[Mapping[str, Any]], page: str = '') -> Table:
-  """A row an experiment, by claim: what is asked, what the paper says, what we do.
+  """A row an experiment, by claim: what is asked, the paper, what we find.
 
   Args:
     found: of `experiments`.
