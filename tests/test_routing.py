@@ -231,9 +231,10 @@ def test_renormalized_weights_sum_to_one(router, seed, size):
   np.testing.assert_allclose(total, covered, rtol=1e-5)
 
 
-@quiet_router
-def test_room_is_a_capacity_of_a_group(router):
+@pytest.mark.parametrize('name', ['expert_choice', 'top_2', 'dropless'])
+def test_room_is_a_capacity_of_a_group(name):
   """Slots beyond a group's room are empty, the others as if it were all."""
+  router = ROUTERS[name]
   S, E, C = 9, 4, 4
   logits = jax.random.normal(jax.random.key(0), (1, S, E))
   groups = jnp.repeat(logits, 2, axis=0)

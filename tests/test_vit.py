@@ -175,16 +175,15 @@ def test_images_that_fill_a_batch_are_not_routed():
   """Not even in one group with others, where they would take their slots."""
   params = trained(vit.ViT(sparse(TINY)))
 
-  def logits(images, valid, factor):
-    config = sparse(TINY, group_size=4096, capacity_factor=factor)
+  def logits(images, valid):
+    config = sparse(TINY, group_size=4096)
     return apply(vit.ViT(config), params, images, valid)
 
   valid = jnp.array([True, True, False, False])
-  alone = logits(IMAGES[:2], None, 2.0)
-  # Half the factor of twice the tokens: as many slots.
-  padded = logits(IMAGES, valid, 1.0)[:2]
+  alone = logits(IMAGES[:2], None)
+  padded = logits(IMAGES, valid)[:2]
   np.testing.assert_allclose(padded, alone, rtol=1e-4, atol=1e-5)
-  routed = logits(IMAGES, None, 1.0)[:2]
+  routed = logits(IMAGES, None)[:2]
   assert np.abs(routed - alone).max() > 1e-3
 
 
