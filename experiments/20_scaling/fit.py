@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Scaling laws of upcycling, fitted to what other experiments have measured.
+
+  python experiments/20_scaling/fit.py
+
+reads results.jsonl of 06_pretraining and 04_scratch, prints the parameters of
+`upcycle.results.scaling` and the budgets from which on a sparse model from
+scratch is better, with 95% bootstrap intervals over seeds, and writes fit.json
+and figures/.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+import sys
+
+import numpy as np
+
+from upcycle.results import metrics, pictures, scaling, tables
+from upcycle.results.figures import COLOURS
+
+HERE = Path(__file__).resolve().parent
+SOURCES = '06_pretraining', '04_scratch'
+METRIC = 'eval/loss'
+CAPTION = (
+  'Loss after an extra budget, of models upcycled from dense ones of several '
+  'budgets and of sparse ones from scratch: dots are evaluations of all seeds, '
+  'lines the fitted laws, dashed where they go beyond what was measured. '
+  'Vertical lines: from there on scratch is better. Budgets are in units of '
+  'the largest dense one.'
+)
+
+
+def main() -> None:
+  args = _parse()
+  rows = [
+    row
+    for name in SOURCES
+    for row in metrics.read(args.experiments / name / 'results.jsonl')
+    if row['scale'] == args.scale
+  ]
+  found = {
+    modality: of_rows([row for row in rows if row['modality'] == modality])
+    for modality in dict.fromkeys(row['modality'] for row in rows)
+  }
+  if not found:
+    raise ValueError(f'There are no results of scale {args.scale}.')
+  fits = {name: fitted for name, (_, fitted) in found.items()}
+  # JSON has no infinity: null stands for it.
+  plain = json.loads(json.dumps(fits), parse_constant=lambda _: None)
+  text = json.dumps(plain, indent=2) + '\n'
+  metrics.write_text(args.output / 'fit.json', text)
+  draw = {'losses': (functools.partial(losses, found), CAPTION)}
+  pictures.write(args.output / 'figures', draw)
+  from rich import console
+
+  console.Console().print(tables.rich_table(table(fits)))
+
+
+def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
+  """Points of one modality, and what is fitted to them, each with an interval.
+
+  Raises:
+    ValueError: there is too little.
+  """
+  data, unit = scaling.points(
+    [row for row in rows if row['arm'].startswith(('upcycled', 'scratch'))],
+    METRIC,
+    _dense_step(rows),
+  )
+  budgets = np.unique(data.dense[data.dense > 0])
+  names = scaling.Law._fields
+
+  def answers(law: scaling.Law) -> list[float]:
+    shares = [scaling.crossing(law, D) / D for D in budgets]
+    return [*law, *shares]
+
+  values = zip(
+    answers(scaling.fit(data)), *scaling.bootstrap(data, answers), strict=True
+  )
+  values = [
+    {'mean': v, 'low': float(low), 'high': float(high)}
+    for v, low, high in values
+  ]
+  return data, {
+    'unit': unit,
+    'seeds': len(np.unique(data.seed)),
+    'measured': {
+      'upcycled': float(data.extra[data.dense > 0].max()),
+      'scratch': float(data.extra[data.dense == 0].max()),
+    },
+    'law': dict(zip(names, values, strict=False)),
+    'crossings': [
+      {'dense': float(D), 'share': share}
+      for D, share in zip(budgets, values[len(names) :], strict=True)
+    ],
+  }
+
+
+def table(fits: dict) -> list[dict]:
+  """A row a parameter, and one a dense budget."""
+  found = []
+  for modality, fitted in fits.items():
+    found += [
+      {'of': modality, 'what': name, 'value': value}
+      for name, value in fitted['law'].items()
+    ]
+    reach = min(fitted['measured'].values())
+    for crossing in fitted['crossings']:
+      D, share = crossing['dense'], crossing['share']
+      beyond = ', extrapolated' if share['mean'] * D > reach else ''
+      what = f'scratch is better after, of a dense budget of {D:.3g}{beyond}'
+      found.append({'of': modality, 'what': what, 'value': share})
+  return found
+
+
+def losses(found: dict):
+  """A panel a modality."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    1, len(found), figsize=(4.6 * len(found), 3.6), squeeze=False
+  )
+  for axis, (modality, (data, fitted)) in zip(
+    axes[0], found.items(), strict=True
+  ):
+    values = fitted['law'].items()
+    law = scaling.Law(**{name: value['mean'] for name, value in values})
+    most = 4 * data.extra.max()
+    for colour, D in zip(COLOURS, np.unique(data.dense), strict=False):
+      of = data.dense == D
+      axis.plot(data.extra[of], data.loss[of], '.', color=colour, alpha=0.4)
+      end = data.extra[of].max()
+      for reach, style in (((data.extra.min(), end), '-'), ((end, most), '--')):
+        x = np.geomspace(*reach, 100)
+        y = law.upcycled(D, x) if D else law.scratch(x)
+        label = f'upcycled from {D:.3g}' if D else 'from scratch'
+        label = label if style == '-' else None
+        axis.plot(x, y, style, color=colour, lw=1.3, label=label)
+      if D and data.extra.min() < scaling.crossing(law, D) < most:
+        axis.axvline(scaling.crossing(law, D), color=colour, lw=0.8)
+    axis.set(xscale='log', title=modality, xlabel='extra budget', ylabel='loss')
+    axis.legend()
+  return figure
+
+
+def _dense_step(rows: list[dict]) -> float:
+  """FLOPs of a step of the dense model."""
+  for row in rows:
+    if row['arm'].startswith('dense') and METRIC in row.get('curves', {}):
+      steps, flops, *_ = row['curves'][METRIC][-1]
+      return flops / steps
+  raise ValueError(
+    f'No dense run among the results of {SOURCES[0]} says what a dense step '
+    'costs: run that experiment first.'
+  )
+
+
+def _parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--scale', default='laptop', help='of the experiments')
+  parser.add_argument(
+    '--experiments', type=Path, default=HERE.parent, help='their folder'
+  )
+  parser.add_argument('--output', type=Path, default=HERE, help='a folder')
+  return parser.parse_args()
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except (OSError, ValueError) as error:
+    sys.exit(f'error: {error}')
