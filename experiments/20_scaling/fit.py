@@ -34,12 +34,15 @@ CAPTION = (
 
 def main() -> None:
   args = _parse()
-  rows = [
-    row
-    for name in SOURCES
-    for row in metrics.read(args.experiments / name / 'results.jsonl')
-    if row['scale'] == args.scale
-  ]
+  files = [args.experiments / name / 'results.jsonl' for name in SOURCES]
+  missing = [str(file) for file in files if not file.exists()]
+  if missing:
+    raise ValueError(
+      f'There is no {", ".join(missing)}: run the experiments first, by '
+      'scripts/sweep.py.'
+    )
+  read = [row for file in files for row in metrics.read(file)]
+  rows = [row for row in read if row['scale'] == args.scale]
   found = {
     modality: of_rows([row for row in rows if row['modality'] == modality])
     for modality in dict.fromkeys(row['modality'] for row in rows)
@@ -86,13 +89,15 @@ def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
   return data, {
     'unit': unit,
     'seeds': len(np.unique(data.seed)),
-    'measured': {
-      'upcycled': float(data.extra[data.dense > 0].max()),
-      'scratch': float(data.extra[data.dense == 0].max()),
-    },
     'law': dict(zip(names, values, strict=False)),
     'crossings': [
-      {'dense': float(D), 'share': share}
+      {
+        'dense': float(D),
+        'share': share,
+        'measured': float(
+          min(data.extra[data.dense == x].max() for x in (0, D))
+        ),
+      }
       for D, share in zip(budgets, values[len(names) :], strict=True)
     ],
   }
@@ -106,10 +111,11 @@ def table(fits: dict) -> list[dict]:
       {'of': modality, 'what': name, 'value': value}
       for name, value in fitted['law'].items()
     ]
-    reach = min(fitted['measured'].values())
     for crossing in fitted['crossings']:
       D, share = crossing['dense'], crossing['share']
-      beyond = ', extrapolated' if share['mean'] * D > reach else ''
+      beyond = (
+        ', extrapolated' if share['mean'] * D > crossing['measured'] else ''
+      )
       what = f'scratch is better after, of a dense budget of {D:.3g}{beyond}'
       found.append({'of': modality, 'what': what, 'value': share})
   return found

@@ -116,6 +116,8 @@ def fit(data: Points, start: Law | None = None) -> Law:
   upcycled = data.dense > 0
   D, U = data.dense[upcycled], data.extra[upcycled]
 
+  # A step that goes too far is not finite, and taken back.
+  @np.errstate(over='ignore', invalid='ignore')
   def residuals(x: np.ndarray) -> np.ndarray:
     law = _law(x)
     found = np.empty(len(data.loss))
