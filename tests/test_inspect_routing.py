@@ -109,8 +109,8 @@ def test_assignments_are_the_routers(name):
 
 
 def test_groups_that_are_filled_up_become_rows_again():
-  """30 tokens in two parts, each of one group and padded to 16."""
-  experts = dataclasses.replace(SPARSE, group_size=16, group_multiple=2)
+  """30 tokens in two parts, each of two groups of 8 and one token to fill."""
+  experts = dataclasses.replace(SPARSE, group_size=8, group_multiple=2)
   model = t5.T5(CONFIG(encoder_moe=experts))
   params, _ = noise(model.config)
   batch = batch_of(6, 5)
@@ -119,9 +119,10 @@ def test_groups_that_are_filled_up_become_rows_again():
   assert weights.shape == (6, 5, 4)
   real = batch['encoder_input_tokens'] > 0
   assert not weights[~real].any()
-  # 9 real tokens of a group for 4 experts: 4 slots each, to an even 4.5.
-  taken = jnp.reshape(weights > 0, (2, 15, 4)).sum(1)
-  np.testing.assert_array_equal(taken, 4)
+  # 6 and 3 real tokens for 4 experts, twice: 3 slots each, and 1.5, to even.
+  taken = jnp.reshape(weights > 0, (2, 15, 4))
+  np.testing.assert_array_equal(taken[:, :8].sum(1), 3)
+  np.testing.assert_array_equal(taken[:, 8:].sum(1), 2)
 
 
 def draw(monkeypatch, folder, *args):
