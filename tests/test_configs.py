@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every gin file trains, at tiny size, and says what it says."""
+"""Gin files train, at tiny size, and say what they say."""
 
 import copy
 import inspect
@@ -22,6 +22,16 @@ from upcycle.models import t5, vit
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.gin'))
+
+
+def body(file):
+  """A config without its comments and the name of its model."""
+  text = re.sub(r'(?m)^#.*\n', '', file.read_text())
+  return re.sub(r"preset\.name = '\w+'", 'preset.name', text)
+
+
+# Models of other sizes are the same tiny one here: of equal files the first.
+DIFFERENT = sorted({body(file): file for file in reversed(CONFIGS)}.values())
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +59,7 @@ def run(files, paths, model_dir, *changes):
   return state, results.read(model_dir, 'train')
 
 
-@pytest.mark.parametrize('file', CONFIGS, ids=lambda f: f.stem)
+@pytest.mark.parametrize('file', DIFFERENT, ids=lambda f: f.stem)
 # SeqIO's and TensorFlow's own deprecations.
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_trains(file, paths, tmp_path, monkeypatch):
