@@ -89,6 +89,10 @@ def done(folder: str) -> bool:
   return (ROOT / folder / 'result.json').exists()
 
 
+def _result(folder: str) -> dict[str, Any]:
+  return json.loads((ROOT / folder / 'result.json').read_text())
+
+
 def start(run: sweep.Run, cores: list[int]) -> subprocess.Popen:
   """Trains a run, or goes on with it, on these cores."""
   folder = ROOT / sweep.model_dir(run, ROOT)
@@ -127,8 +131,8 @@ def gather(experiments: list[Experiment]) -> None:
     for run in experiment.runs:
       folder = sweep.model_dir(run, ROOT)
       if done(folder) and not sweep.find(run, rows, ROOT):
-        found = json.loads((ROOT / folder / 'result.json').read_text())
-        results.append(experiment.file, sweep.entries(run, ROOT) | found)
+        row = sweep.entries(run, ROOT) | _result(folder)
+        results.append(experiment.file, row)
 
 
 def train(experiments: list[Experiment], jobs: int) -> list[str]:
@@ -142,11 +146,16 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
   number, began, failures = len(waiting), time.monotonic(), []
   shares = core_shares(jobs)
   running: dict[str, tuple[sweep.Run, subprocess.Popen, list[int]]] = {}
+  starts = {  # hashed once, not at every look
+    folder: [sweep.model_dir(r, ROOT) for r in sweep.parents(run)]
+    for folder, run in waiting.items()
+  }
   try:
-    while running or any(map(ready, waiting.values())):
-      for folder in [f for f, run in waiting.items() if ready(run)]:
-        if not shares:
-          break
+    while True:
+      ready = [f for f in waiting if all(map(trained, starts[f]))]
+      if not (ready or running):
+        break
+      for folder in ready[: len(shares)]:
         run, cores = waiting.pop(folder), shares.pop()
         running[folder] = run, start(run, cores), cores
         ended = number - len(waiting) - len(running)
@@ -170,13 +179,9 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
   return failures
 
 
-def ready(run: sweep.Run) -> bool:
-  """Whether what it starts from is trained, and did not diverge."""
-  return all(
-    done(folder)
-    and 'error' not in json.loads((ROOT / folder / 'result.json').read_text())
-    for folder in (sweep.model_dir(r, ROOT) for r in sweep.parents(run))
-  )
+def trained(folder: str) -> bool:
+  """Whether it has a model to start from: its run has ended, not diverged."""
+  return done(folder) and 'error' not in _result(folder)
 
 
 @contextlib.contextmanager
