@@ -38,7 +38,12 @@ class Scale(NamedTuple):
   order: str = ''
 
 
-T5_LAPTOP = {
+LAPTOP = {
+  'train.train.eval_every': 250,
+  'train.train.log_every': 250,
+  'train.train.checkpoint_every': 100_000,
+}
+T5_LAPTOP = LAPTOP | {
   # Less than T5's rate, where both models are better (LOG.md).
   'optim.inverse_sqrt.base': 0.3,
   't5.preset.emb_dim': 64,
@@ -47,11 +52,8 @@ T5_LAPTOP = {
   'text.span_corruption.inputs_length': 64,
   'VOCAB_SIZE': 2176,
   'CORPUS': 'data/text/default_vocabulary_acaf758f',
-  'train.train.eval_every': 250,
-  'train.train.log_every': 250,
-  'train.train.checkpoint_every': 100_000,
 }
-VIT_LAPTOP = {
+VIT_LAPTOP = LAPTOP | {
   # What validates is of the typefaces that are trained on: upstream, as in the
   # paper. On unseen ones a model that fits better is not always better.
   'images.batches.source': '@images.part()',
@@ -63,10 +65,7 @@ VIT_LAPTOP = {
   # after any number of steps.
   'optim.rsqrt.total': None,
   'optim.rsqrt.cooldown': 0,
-  'train.train.eval_every': 250,
   'train.train.evaluations_every': 1000,
-  'train.train.log_every': 250,
-  'train.train.checkpoint_every': 100_000,
 }
 KEPT = 'initialize.InitFrom.optimizer_state'
 DEFAULTS = {'NUM_EXPERTS': 8, 'CAPACITY_FACTOR': 2.0}
@@ -75,32 +74,22 @@ PAPERS = {'NUM_EXPERTS': 32, 'CAPACITY_FACTOR': 2.0}
 SEEDS = 3, 4, 5
 
 
-def _t5(config: str) -> Scale:
-  """The paper's, from a checkpoint that T5X published."""
+def _paper(config: str, pretrained: int, kept: str, order: str) -> Scale:
+  """One of the paper's models, from a dense checkpoint that is laid there."""
   return Scale(
     config,
-    1_000_000,
+    pretrained,
     100_000,
-    defaults=PAPERS | {KEPT: 'fresh'},
+    defaults=PAPERS | {KEPT: kept},
     seeds=SEEDS,
     checkpoint=f'runs/{config}/pretrain',
-    order='train/seqio_tasks.seqio_mixture.seed',
+    order=order,
   )
 
 
-def _vit(config: str) -> Scale:
-  """The paper's, on ImageNet-21k."""
-  return Scale(
-    config,
-    500_000,
-    100_000,
-    defaults=PAPERS | {KEPT: 'expand'},
-    seeds=SEEDS,
-    checkpoint=f'runs/{config}/pretrain',
-    order='train/images.batches.seed',
-  )
-
-
+# Of published checkpoints of T5X, and of ImageNet-21k.
+_T5 = 1_000_000, 'fresh', 'train/seqio_tasks.seqio_mixture.seed'
+_VIT = 500_000, 'expand', 'train/images.batches.seed'
 SCALES: dict[str, dict[str, Scale]] = {
   'laptop': {
     'language': Scale(
@@ -123,12 +112,12 @@ SCALES: dict[str, dict[str, Scale]] = {
     ),
   },
   'base': {
-    'language': _t5('t5_base'),
-    'vision': _vit('vit_b16'),
+    'language': _paper('t5_base', *_T5),
+    'vision': _paper('vit_b16', *_VIT),
   },
   'large': {
-    'language': _t5('t5_large'),
-    'vision': _vit('vit_l16'),
+    'language': _paper('t5_large', *_T5),
+    'vision': _paper('vit_l16', *_VIT),
   },
 }
 # Vision too is decided by its loss: at laptop scale precision is the noisier of
