@@ -55,9 +55,21 @@ def drawn(panels: int, height: float, draw: Callable[[list[Any]], None]) -> str:
       squeeze=False,
     )
     draw(list(grid[0]))
-    file = io.StringIO()
-    figure.savefig(file, format='svg', metadata={'Date': None})
-    plt.close(figure)
+    return saved(figure)
+
+
+def saved(figure: Any, **options: Any) -> str:
+  """A figure that was drawn in THEME, which is closed.
+
+  Args:
+    figure: of matplotlib.
+    **options: of its savefig.
+  """
+  import matplotlib.pyplot as plt
+
+  file = io.StringIO()
+  figure.savefig(file, format='svg', metadata={'Date': None}, **options)
+  plt.close(figure)
   return re.sub(r'font-family: [^;"]*;? ?', '', clean(file.getvalue()))
 
 
