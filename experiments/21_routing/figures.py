@@ -14,18 +14,17 @@ import argparse
 import functools
 import json
 from pathlib import Path
-import re
 import sys
 
+import layout
 import numpy as np
+import token_figures
 
 from upcycle.results import metrics, pictures
 from upcycle.results.figures import COLOURS
 
 HERE = Path(__file__).resolve().parent
-NAMES = {'t5': 'T5', 'vit': 'ViT'}
 SHADES = ('#3B4CC0', '#7B9FF9', '#C0C0C0', '#F4987A', '#B40426')
-EXPERTS = (*COLOURS, '#8F5BE8', '#999999')
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     data |= {name: measure.of_run(folder) for name, folder in runs.items()}
     text = json.dumps(data, separators=(',', ':'), ensure_ascii=False)
     metrics.write_text(file, text + '\n')
-  data = {name: data[name] for name in NAMES if name in data}
+  data = {name: data[name] for name in layout.NAMES if name in data}
   if not data:
     raise ValueError(f'{file} is not there: name runs by --t5 and --vit.')
   for path in pictures.write(HERE / 'figures', drawn(data)):
@@ -55,9 +54,12 @@ def drawn(data: dict) -> dict:
     'updates': (updates, UPDATES),
   }
   if 't5' in data:
-    found['text'] = text, TEXT
+    found['text'] = token_figures.text, token_figures.TEXT
   if 'vit' in data:
-    found |= {'glyphs': (glyphs, GLYPHS), 'patches': (patches, PATCHES)}
+    found |= {
+      'glyphs': (token_figures.glyphs, token_figures.GLYPHS),
+      'patches': (token_figures.patches, token_figures.PATCHES),
+    }
   return {
     name: (functools.partial(draw, data), caption)
     for name, (draw, caption) in found.items()
@@ -86,27 +88,11 @@ UPDATES = (
   'Cosines of what training has added to any two experts of a layer, at the '
   'end of the run: 0 where they have learned unrelated things.'
 )
-TEXT = (
-  'Tokens of the encoder by expert, on validation text: for each expert the '
-  'pieces of which it takes the largest share (of those seen ten times or '
-  'more), and the tokens of which the router is surest, with their context; '
-  '<0> is a masked span.'
-)
-GLYPHS = (
-  'Validation images, of typefaces that training has not seen, each patch in '
-  'the colour of the expert with the largest combine weight, in the last two '
-  'MoE layers; black and white: nobody took it.'
-)
-PATCHES = (
-  'By expert of the last MoE layer: how often it takes each place of an image '
-  '(the brighter, the more often), and the patches of which the router is '
-  'surest, at most one an image, within their images.'
-)
 
 
 def load(data):
   panels = [(x, y) for x in data for y in data[x]['load']]
-  figure, axes = _grid(len(panels), 8, 1.2)
+  figure, axes = layout.grid(len(panels), 8, 1.2)
   for axis, (name, layer) in zip(axes, panels, strict=True):
     found = data[name]['load'][layer]
     shares = np.array(found['shares'], float).T
@@ -120,7 +106,7 @@ def load(data):
       vmax=1,
       rasterized=True,
     )
-    axis.set(title=_title(name, layer), ylabel='expert')
+    axis.set(title=layout.title(name, layer), ylabel='expert')
     axis.grid(visible=False)
   axes[-1].set_xlabel('extra steps')
   bar = figure.colorbar(image, ax=list(axes), ticks=[-1, 0, 1], shrink=0.6)
@@ -130,7 +116,7 @@ def load(data):
 
 def takers(data):
   panels = [(x, y) for x in data for y in data[x]['takers']]
-  figure, axes = _grid(len(panels), 8, 1.7, columns=2)
+  figure, axes = layout.grid(len(panels), 8, 1.7, columns=2)
   for axis, (name, layer) in zip(axes, panels, strict=False):
     found = data[name]['takers'][layer]
     steps = [row['step'] for row in found]
@@ -138,9 +124,11 @@ def takers(data):
     most = len(shares) - 1
     labels = [*map(str, range(most)), f'{most} or more']
     axis.stackplot(steps, shares, labels=labels, colors=SHADES)
-    axis.set(title=_title(name, layer), ylim=(0, 1), ylabel='share of tokens')
+    axis.set(
+      title=layout.title(name, layer), ylim=(0, 1), ylabel='share of tokens'
+    )
     axis.margins(x=0)
-  _label_lowest(axes[: len(panels)], 'extra steps')
+  layout.label_lowest(axes[: len(panels)], 'extra steps')
   axes[0].figure.legend(
     *axes[0].get_legend_handles_labels(),
     loc='outside lower center',
@@ -151,7 +139,7 @@ def takers(data):
 
 
 def drift(data):
-  figure, axes = _grid(3 * len(data), 9, 2.5, columns=3)
+  figure, axes = layout.grid(3 * len(data), 9, 2.5, columns=3)
   titles = {
     'distance': 'distance from the dense MLP',
     'experts': 'cosine of two experts',
@@ -168,148 +156,28 @@ def drift(data):
           values = _pairs(np.array(at[key], float))
           points.append((at['step'], values.mean(), values.min(), values.max()))
         steps, mean, low, high = np.array(points).T
-        axis.plot(steps, mean, color=colour, label=_title('', layer))
+        axis.plot(steps, mean, color=colour, label=layout.title('', layer))
         axis.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
       axis.set(title=title, xlabel='extra steps')
-    row[0].set(ylabel=NAMES[name])
+    row[0].set(ylabel=layout.NAMES[name])
     row[1].legend()
   return figure
 
 
 def updates(data):
   panels = [(x, y) for x in data for y in data[x]['drift']]
-  figure, axes = _grid(len(panels), 9, 1.6, columns=len(panels))
+  figure, axes = layout.grid(len(panels), 9, 1.6, columns=len(panels))
   for axis, (name, layer) in zip(axes, panels, strict=True):
     cosines = np.array(data[name]['drift'][layer][-1]['updates'], float)
     np.fill_diagonal(cosines, np.nan)
     image = axis.imshow(
       cosines, cmap='RdBu_r', vmin=-0.5, vmax=0.5, interpolation='none'
     )
-    axis.set(title=_title(name, layer), xlabel='expert')
+    axis.set(title=layout.title(name, layer), xlabel='expert')
     axis.grid(visible=False)
   axes[0].set_ylabel('expert')
   figure.colorbar(image, ax=list(axes), shrink=0.6)
   return figure
-
-
-def text(data):
-  """A concordance: what stands before a token, the token, what comes after."""
-  import matplotlib.pyplot as plt
-
-  experts = list(data['t5']['tokens'].values())[-1]['experts']
-  half, height = -(-len(experts) // 2), 6.2
-  # Places of its own: a layout would make room for what text has anyway.
-  figure = plt.figure(figsize=(11, 1.1 * half), layout='none')
-  axes = [figure.add_axes((x, 0, 0.5, 1)) for x in (0, 0.5)]
-  for i, expert in enumerate(experts):
-    axis, top = axes[i // half], height * (i % half)
-    style = {'color': EXPERTS[i % len(EXPERTS)], 'weight': 'bold'}
-    axis.text(0, top, f'expert {i}', size=8, **style)
-    shares = [f'{_shown(p)} {s:.0%} of {n}' for p, s, n in expert['pieces']]
-    axis.text(0.15, top, ', '.join(shares[:4]), size=7)
-    for j, example in enumerate(expert['examples'], 1):
-      y, at = top + 1.05 * j, {'size': 7.5}
-      piece = _shown(example['piece'])
-      side = 0.0085 * len(piece) + 0.012
-      left, right = example['left'][-36:], example['right'][:36]
-      axis.text(0.5 - side, y, _plain(left), ha='right', **at)
-      axis.text(0.5, y, piece, ha='center', **at, **style)
-      axis.text(0.5 + side, y, _plain(right), ha='left', **at)
-  for axis in axes:
-    axis.set(xlim=(0, 1), ylim=(height * half - 0.5, -1))
-    axis.set_axis_off()
-  return figure
-
-
-def glyphs(data):
-  tokens = data['vit']['tokens']
-  shown, columns = list(tokens['layers'])[-2:], 12
-  images = [_pixels(rows) for rows in tokens['images']]
-  rows = len(shown) * -(-len(images) // columns)
-  figure, axes = _grid(rows * columns, 9, 9 / columns, columns=columns)
-  for axis in axes:
-    axis.set_axis_off()
-  for k, layer in enumerate(shown):
-    for n, picture in enumerate(images):
-      row, column = len(shown) * (n // columns) + k, n % columns
-      axis = axes[row * columns + column]
-      first = np.array(tokens['layers'][layer]['first'][n])
-      tinted = _tinted(picture, first.reshape(tokens['grid']))
-      axis.imshow(tinted, interpolation='none')
-      if not column:
-        middle = len(picture) / 2
-        axis.text(-2, middle, _title('', layer), ha='right', va='center')
-  handles = [
-    axes[0].scatter([], [], marker='s', color=EXPERTS[e], label=f'{e}')
-    for e in range(len(tokens['layers'][shown[-1]]['where']))
-  ]
-  figure.legend(
-    handles=handles, loc='outside lower center', ncols=8, title='expert'
-  )
-  return figure
-
-
-def patches(data):
-  tokens = data['vit']['tokens']
-  found, grid = list(tokens['layers'].values())[-1], tokens['grid']
-  figure, axes = _grid(len(found['where']), 9, 0.72)
-  most = np.max(found['where'])
-  for e, axis in enumerate(axes):
-    surest = found['surest'][e]
-    images = [_pixels(x['image']) for x in surest]
-    side = len(images[0])
-    size, step = side // grid[0], side + 2
-    often = np.reshape(found['where'][e], grid) / most
-    row = np.full((side, (len(images) + 1) * step), np.nan)
-    for i, cell in enumerate([_stretched(often, size), *images]):
-      row[:, i * step : i * step + side] = cell
-    axis.imshow(row, cmap='gray', vmin=0, vmax=1, interpolation='none')
-    for i, x in enumerate(surest, 1):
-      y, x = np.array(divmod(x['place'], grid[1])) * size - 0.5
-      _outline(axis, i * step + x, y, size, EXPERTS[e % len(EXPERTS)])
-    axis.set_axis_off()
-    axis.text(-3, side / 2, f'expert {e}', ha='right', va='center')
-  return figure
-
-
-def _outline(axis, x, y, size, colour):
-  around = np.array([(0, 0), (0, 1), (1, 1), (1, 0), (0, 0)]) * size
-  axis.plot(*(around + (x, y)).T, color=colour, lw=1.5)
-
-
-def _pixels(rows):
-  """Of strings of hexadecimal digits, in [0, 1]."""
-  return np.array([[int(x, 16) / 15 for x in row] for row in rows])
-
-
-def _grid(panels, width, height, columns=1):
-  """A figure of enough panels, those that are not needed left blank."""
-  import matplotlib.pyplot as plt
-
-  rows = -(-panels // columns)
-  figure, axes = plt.subplots(
-    rows, columns, figsize=(width, 0.6 + height * rows), squeeze=False
-  )
-  for axis in axes.flat[panels:]:
-    axis.set_axis_off()
-  return figure, axes.ravel()
-
-
-def _tinted(picture, first):
-  """Pixels [H, W, 3] of grey ones, each patch in its expert's colour."""
-  import matplotlib.colors
-
-  table = [matplotlib.colors.to_rgb(c) for c in EXPERTS]
-  colours = np.array([*table, (1, 1, 1)])[np.where(first < 0, -1, first)]
-  size = len(picture) // len(first)
-  tint = np.stack([_stretched(c, size) for c in np.moveaxis(colours, -1, 0)])
-  share = 0.25 + 0.75 * picture[..., None]
-  return np.clip(share * np.moveaxis(tint, 0, -1), 0, 1)
-
-
-def _stretched(grid, times):
-  """Every number as a square of as many pixels a side."""
-  return np.kron(grid, np.ones((times, times)))
 
 
 def _pairs(values):
@@ -326,32 +194,11 @@ def _edges(steps):
   return np.concatenate([[steps[0] - width[0]], steps])
 
 
-def _title(name, layer):
-  kind = next((x for x in ('encoder/', 'decoder/') if x in layer), 'block ')
-  number = int(re.search(r'_(\d+)', layer)[1])
-  words = f'{kind.replace("/", " layer ")}{number}'
-  return f'{NAMES[name]}, {words}' if name else words
-
-
-def _label_lowest(axes, label):
-  for axis in axes[-2:]:
-    axis.set_xlabel(label)
-
-
-def _shown(piece):
-  """A piece on its own; a word's first has its space before it."""
-  return _plain(piece.strip() or '␣')
-
-
-def _plain(words):
-  return words.replace('$', r'\$').replace('\n', ' ')
-
-
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  for name, words in NAMES.items():
+  for name, words in layout.NAMES.items():
     parser.add_argument(f'--{name}', type=Path, help=f"a {words}'s MODEL_DIR")
   return parser.parse_args()
 
