@@ -117,8 +117,11 @@ def gradients(model, gated):
   return out
 
 
-def generate(model, inputs):
-  """Greedy and beam tokens, the start token cut off, padded to 16."""
+def decoded(model, inputs, beams=1):
+  """Greedy tokens, those of so many beams, the beams' scores; rows in turn.
+
+  The start token is cut off; they are padded to MAX_NEW_TOKENS.
+  """
   arguments = dict(
     input_ids=inputs,
     attention_mask=(inputs > 0).long(),
@@ -129,7 +132,7 @@ def generate(model, inputs):
     use_cache=False,  # transformers sizes its cache by the encoder's layers
   )
   greedy = model.generate(num_beams=1, **arguments).sequences
-  beam = model.generate(**BEAM, **arguments)
+  beam = model.generate(**BEAM, num_return_sequences=beams, **arguments)
 
   def tokens(x):
     x = x[:, 1:].numpy()
@@ -138,10 +141,17 @@ def generate(model, inputs):
     x = np.where(ended, 0, x)
     return np.pad(x, ((0, 0), (0, MAX_NEW_TOKENS - x.shape[1])))
 
+  scores = beam.sequences_scores.detach().numpy()
+  return tokens(greedy), tokens(beam.sequences), scores
+
+
+def generate(model, inputs):
+  """What `decoded` gives, by the names of the file."""
+  greedy, beam, scores = decoded(model, inputs)
   return {
-    'generate/greedy': tokens(greedy),
-    'generate/beam4': tokens(beam.sequences),
-    'generate/beam4_scores': beam.sequences_scores.detach().numpy(),
+    'generate/greedy': greedy,
+    'generate/beam4': beam,
+    'generate/beam4_scores': scores,
   }
 
 
@@ -157,18 +167,18 @@ def is_robust(model, inputs, generated):
     and not any((row == 0).any() and 1 not in row for row in (*greedy, *beam))
     and (beam[:, 1] > 0).all()
   )
-  if not telling:
-    return False
+  return bool(telling) and stands(model, greedy, beam, inputs)
+
+
+def stands(model, greedy, beam, inputs, beams=1):
+  """Whether tokens are the same in float64 and under noise."""
   for noise in (0.0, 1e-4, -1e-4):
     other = copy.deepcopy(model).double()
     with torch.no_grad():
       for p in other.parameters():
         p.add_(noise * p.abs().mean() * torch.sign(p))
-    again = generate(other, inputs)
-    if not all(
-      np.array_equal(again[k], generated[k])
-      for k in ('generate/greedy', 'generate/beam4')
-    ):
+    again = decoded(other, inputs, beams)
+    if not all(map(np.array_equal, again, (greedy, beam))):
       return False
   return True
 
