@@ -14,8 +14,15 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('MPLBACKEND', 'agg')
 # Compiling takes longer than running here: quickly rather than well (LLVM's
-# optimizations alone are off), and each program once for all processes.
+# optimizations alone are off, fusions are not made by MLIR, a program is one
+# module), and each program once for all processes.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+QUICKLY = (
+  '--xla_cpu_use_fusion_emitters=false',
+  '--xla_cpu_parallel_codegen_split_count=1',
+)
+FLAGS = os.environ.get('XLA_FLAGS', '').split()
+os.environ['XLA_FLAGS'] = ' '.join(dict.fromkeys((*FLAGS, *QUICKLY)))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   PROGRAMS = tempfile.TemporaryDirectory(prefix='programs-')
@@ -54,6 +61,12 @@ def golden(name: str) -> tuple[dict, dict]:
   if 'meta_json' in arrays:
     return arrays, json.loads(arrays.pop('meta_json').tobytes())
   return arrays, json.loads(str(arrays.pop('meta', '{}')))
+
+
+def with_devices(count: int) -> dict[str, str]:
+  """Variables of a process that has so many CPU devices."""
+  flag = f'--xla_force_host_platform_device_count={count}'
+  return os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {flag}'}
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from tests.conftest import with_devices
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / 'tests' / 'on_mesh').glob('test_*.py'))
 
@@ -20,7 +22,7 @@ FILES = sorted((ROOT / 'tests' / 'on_mesh').glob('test_*.py'))
 def test_with_eight_devices(file):
   done = subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', file],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=with_devices(8),
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests import drawn, own_shards, tiny_runs
+from tests.conftest import with_devices
 from upcycle import checkpoints, initialize, optim, results, trees
 
 ROOT = Path(__file__).parent.parent
@@ -29,8 +30,7 @@ def paths(tmp_path_factory):
 
 def environment(devices):
   """Variables of a process with so many devices, which finds the tests."""
-  flags = f'--xla_force_host_platform_device_count={devices}'
-  return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+  return with_devices(devices) | {'PYTHONPATH': str(ROOT)}
 
 
 @pytest.fixture(scope='module')
