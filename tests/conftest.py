@@ -17,12 +17,15 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 # optimizations alone are off, fusions are not made by MLIR, a program is one
 # module), and each program once for all processes.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
-QUICKLY = (
-  '--xla_cpu_use_fusion_emitters=false',
-  '--xla_cpu_parallel_codegen_split_count=1',
+os.environ['XLA_FLAGS'] = ' '.join(
+  dict.fromkeys(
+    (
+      *os.environ.get('XLA_FLAGS', '').split(),
+      '--xla_cpu_use_fusion_emitters=false',
+      '--xla_cpu_parallel_codegen_split_count=1',
+    )
+  )
 )
-FLAGS = os.environ.get('XLA_FLAGS', '').split()
-os.environ['XLA_FLAGS'] = ' '.join(dict.fromkeys((*FLAGS, *QUICKLY)))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   PROGRAMS = tempfile.TemporaryDirectory(prefix='programs-')
