@@ -25,9 +25,10 @@ CONFIGS = sorted(ROOT.glob('configs/*.gin'))
 
 
 def body(file):
-  """A config without its comments and the name of its model."""
+  """A config without its comments and the name and depth of its model."""
   text = re.sub(r'(?m)^#.*\n', '', file.read_text())
-  return re.sub(r"preset\.name = '\w+'", 'preset.name', text)
+  size = r"preset\.(name|depth|num_\w+_layers) = '?\w+'?"
+  return re.sub(size, r'preset.\1', text)
 
 
 # Models of other sizes are the same tiny one here: of equal files the first.

@@ -20,7 +20,7 @@ THREE = {
   'tiled': arms.TILED,
   'upcycled': arms.UPCYCLED,
 }
-SCALES = arms.scales(THREE, THREE, only=('laptop', 'base'))
+SCALES = arms.scales(THREE, THREE)
 CHECKS = (
   Check('upcycled', 'tiled'),
   Check('upcycled', 'tiled', 'FLOPs'),
