@@ -63,7 +63,7 @@ def load(folder: Path, scale: str, names: str) -> Experiment:
     ValueError: runs that are none.
   """
   found = runpy.run_path(str(folder / 'sweep.py'))
-  if scale not in found['SCALES']:
+  if found['SCALES'] and scale not in found['SCALES']:
     print(
       f'# {folder.name} has no scale {scale}, only {", ".join(found["SCALES"])}'
     )

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 
 from tests import tiny_runs, tiny_scripts, tiny_vit_runs
-from upcycle import initialize, inspect_routing, losses, routing, surgery
+from upcycle import (
+  initialize,
+  inspect_routing,
+  losses,
+  results,
+  routing,
+  surgery,
+)
 from upcycle.models import moe, t5
 
 FOLDER = tiny_scripts.ROOT / 'experiments/21_routing'
@@ -138,8 +145,11 @@ def draw(monkeypatch, folder, *args):
 
 
 def test_pictures_of_runs(tmp_path, monkeypatch):
-  args = []
-  for kind, tiny in (('t5', tiny_runs), ('vit', tiny_vit_runs)):
+  rows = []
+  for modality, kind, tiny in (
+    ('language', 't5', tiny_runs),
+    ('vision', 'vit', tiny_vit_runs),
+  ):
     config = tiny_scripts.ROOT / f'configs/upcycle_{kind}_laptop.gin'
     paths, run = tiny.files(tmp_path / f'{kind}_files'), tmp_path / kind
     bindings = tiny.bindings(config.read_text(), paths, run) + [
@@ -148,11 +158,14 @@ def test_pictures_of_runs(tmp_path, monkeypatch):
     ]
     flags = tiny_scripts.flags([config], bindings)
     assert tiny_scripts.main(monkeypatch, 'train.py', *flags) is None
-    args.append(f'--{kind}={run}')
+    rows.append({'modality': modality, 'model_dir': str(run)})
   folder = tmp_path / '21_routing'
-  sources = shutil.ignore_patterns('figures', 'data.json', '__pycache__')
+  own = 'sweep.py', '*.md', '*.json*', 'figures', '__pycache__'
+  sources = shutil.ignore_patterns(*own)
   shutil.copytree(FOLDER, folder, ignore=sources)
-  draw(monkeypatch, folder, *args)
+  for row in rows:
+    results.append(folder / 'results.jsonl', row)
+  draw(monkeypatch, folder, '--measure')
   data = json.loads((folder / 'data.json').read_text())
   for run in data.values():
     for layer, drift in run['drift'].items():

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What routing does, in pictures: of two runs, one of a T5 and one of a ViT.
 
-  python experiments/21_routing/figures.py --t5=MODEL_DIR --vit=MODEL_DIR
+  python experiments/21_routing/figures.py --measure
   python experiments/21_routing/figures.py
 
-The runs are upcycled ones; the more checkpoints they have kept
-(train.train.keep_checkpoints = None), the more points has what is drawn over
-training. Their numbers go to data.json; without runs it is drawn again. Figures
-and their captions are written to figures/.
+Measured are the runs of results.jsonl, by all checkpoints that they have kept:
+the more, the more points has what is drawn over training. Numbers go to
+data.json; without --measure it is drawn again. Figures and their captions are
+written to figures/.
 """
 
 import argparse
@@ -24,25 +24,40 @@ from upcycle.results import metrics, pictures
 from upcycle.results.figures import COLOURS
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 SHADES = ('#3B4CC0', '#7B9FF9', '#C0C0C0', '#F4987A', '#B40426')
 
 
 def main() -> None:
   args = _parse()
-  runs = {name: folder for name, folder in vars(args).items() if folder}
   file = HERE / 'data.json'
-  data = json.loads(file.read_text()) if file.exists() else {}
-  if runs:
+  if args.measure:
     import measure
 
-    data |= {name: measure.of_run(folder) for name, folder in runs.items()}
+    data = {name: measure.of_run(run) for name, run in trained().items()}
     text = json.dumps(data, separators=(',', ':'), ensure_ascii=False)
     metrics.write_text(file, text + '\n')
-  data = {name: data[name] for name in layout.NAMES if name in data}
-  if not data:
-    raise ValueError(f'{file} is not there: name runs by --t5 and --vit.')
+  data = json.loads(file.read_text())
   for path in pictures.write(HERE / 'figures', drawn(data)):
     print(path)
+
+
+def trained() -> dict[str, Path]:
+  """MODEL_DIRs by modality.
+
+  Raises:
+    ValueError: there are none yet.
+  """
+  file = HERE / 'results.jsonl'
+  rows = metrics.read(file) if file.exists() else []
+  runs = {row['modality']: ROOT / row['model_dir'] for row in rows}
+  lacking = layout.NAMES.keys() - runs.keys()
+  if lacking:
+    raise ValueError(
+      f'{file} has no run of {" and ".join(sorted(lacking))}: python '
+      'scripts/sweep.py experiments/21_routing --scale=laptop makes them.'
+    )
+  return {name: runs[name] for name in layout.NAMES}
 
 
 def drawn(data: dict) -> dict:
@@ -52,14 +67,10 @@ def drawn(data: dict) -> dict:
     'takers': (takers, TAKERS),
     'drift': (drift, DRIFT),
     'updates': (updates, UPDATES),
+    'text': (token_figures.text, token_figures.TEXT),
+    'glyphs': (token_figures.glyphs, token_figures.GLYPHS),
+    'patches': (token_figures.patches, token_figures.PATCHES),
   }
-  if 't5' in data:
-    found['text'] = token_figures.text, token_figures.TEXT
-  if 'vit' in data:
-    found |= {
-      'glyphs': (token_figures.glyphs, token_figures.GLYPHS),
-      'patches': (token_figures.patches, token_figures.PATCHES),
-    }
   return {
     name: (functools.partial(draw, data), caption)
     for name, (draw, caption) in found.items()
@@ -198,8 +209,9 @@ def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  for name, words in layout.NAMES.items():
-    parser.add_argument(f'--{name}', type=Path, help=f"a {words}'s MODEL_DIR")
+  parser.add_argument(
+    '--measure', action='store_true', help='anew, what the runs have become'
+  )
   return parser.parse_args()
 
 

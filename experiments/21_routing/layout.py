@@ -3,7 +3,7 @@
 
 import re
 
-NAMES = {'t5': 'T5', 'vit': 'ViT'}
+NAMES = {'language': 'T5', 'vision': 'ViT'}
 
 
 def grid(panels, width, height, columns=1):

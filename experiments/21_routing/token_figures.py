@@ -29,7 +29,7 @@ def text(data):
   """A concordance: what stands before a token, the token, what comes after."""
   import matplotlib.pyplot as plt
 
-  experts = list(data['t5']['tokens'].values())[-1]['experts']
+  experts = list(data['language']['tokens'].values())[-1]['experts']
   half, height = -(-len(experts) // 2), 6.2
   # Places of its own: a layout would make room for what text has anyway.
   figure = plt.figure(figsize=(11, 1.1 * half), layout='none')
@@ -55,7 +55,7 @@ def text(data):
 
 
 def glyphs(data):
-  tokens = data['vit']['tokens']
+  tokens = data['vision']['tokens']
   shown, columns = list(tokens['layers'])[-2:], 12
   images = [_pixels(rows) for rows in tokens['images']]
   rows = len(shown) * -(-len(images) // columns)
@@ -83,7 +83,7 @@ def glyphs(data):
 
 
 def patches(data):
-  tokens = data['vit']['tokens']
+  tokens = data['vision']['tokens']
   found, grid = list(tokens['layers'].values())[-1], tokens['grid']
   figure, axes = layout.grid(len(found['where']), 9, 0.72)
   most = np.max(found['where'])

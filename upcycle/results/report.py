@@ -2,9 +2,10 @@
 """The report of all experiments: from their folders to plain dicts.
 
 A sweep.py says what is asked and what the paper found, which runs answer it,
-and its checks: `NEEDED` has the names. Three more are optional: ENTRIES, what
+and its checks: `NEEDED` has the names. Four more are optional: ENTRIES, what
 its runs have in common and do not say themselves; chosen(rows), those that
-count; and FIGURE, how they are drawn, of `report_figures.KINDS`.
+count; FIGURE, how they are drawn, of `report_figures.KINDS`; and COMMANDS, what
+makes its results, where that is not scripts/sweep.py alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,7 @@ def experiment(
   rows = _latest(folder / 'results.jsonl', runs)
   ended = [{**common, **row} for row in rows if 'error' not in row]
   chosen = found.get('chosen', list)(ended)
+  own = f'python scripts/sweep.py experiments/{folder.name} --scale={scale}'
   parts = {
     modality: report_parts.part(
       _of(runs, modality),
@@ -77,6 +79,7 @@ def experiment(
     # What the table of arms, of one metric, does not say.
     'text': found['summary'](ended) if 'chosen' in found and ended else '',
     'pictures': _pictures(folder / 'figures'),
+    'commands': found.get('COMMANDS', (own,)),
   }
 
 
