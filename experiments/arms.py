@@ -95,7 +95,7 @@ SCALES: dict[str, dict[str, Scale]] = {
     'language': Scale(
       't5_laptop',
       2000,
-      2000,
+      1000,
       T5_LAPTOP,
       DEFAULTS | {KEPT: 'expand'},
       SEEDS,
