@@ -131,8 +131,15 @@ def gather(experiments: list[Experiment]) -> None:
     for run in experiment.runs:
       folder = sweep.model_dir(run, ROOT)
       if done(folder) and not sweep.find(run, rows, ROOT):
-        row = sweep.entries(run, ROOT) | _result(folder)
+        row = sweep.entries(run, ROOT) | _result(folder) | before(run)
         results.append(experiment.file, row)
+
+
+def before(run: sweep.Run) -> dict[str, float]:
+  """FLOPs of all that a run starts from, where these are runs and known."""
+  folders = [sweep.model_dir(r, ROOT) for r in sweep.parents(run)]
+  spent = [_result(f).get('FLOPs') if done(f) else None for f in folders]
+  return {'before/FLOPs': sum(spent)} if spent and None not in spent else {}
 
 
 def train(experiments: list[Experiment], jobs: int) -> list[str]:

@@ -208,12 +208,14 @@ def test_figures_suit_their_arms(root):
   rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
   many = [{**r, 'arm': f'{r["arm"]} {i}'} for i in range(3) for r in rows]
   bare = [{k: v for k, v in r.items() if k != 'curves'} for r in rows]
+  shares = [r | {'before/FLOPs': 4e11} for r in rows]
   unknown = json.loads(json.dumps(rows))
   for one in unknown:
     for point in one['curves']['eval/loss']:
       point[1] = None
   for those, kind, words, panels in (
     (rows, '', 'against what is spent', ['steps', 'GFLOPs', 'minutes']),
+    (shares, '', 'against what is spent', ["FLOPs, % of the dense model's"]),
     (unknown, '', 'against what is spent', ['steps', 'minutes']),
     (many, '', 'small dots are seeds', ['at equal FLOPs', 'at equal seconds']),
     (many, 'curves', 'against what is spent', ['GFLOPs']),

@@ -56,6 +56,8 @@ class Trainer:
         values = {'loss': peak, 'accuracy': step * (1 - peak), 'load': [1, 2]}
         row = {'step': step, 'split': split, 'seconds': 3.0 + step, 'a/b': 1}
         results.append(folder / 'metrics.jsonl', row | values)
+    cost = {'step': 2, 'split': 'cost', 'step_flops': 10, 'seconds': 5.0}
+    results.append(folder / 'metrics.jsonl', cost)
     return Ended(bool(error))
 
 
@@ -125,9 +127,12 @@ def test_every_run_once_and_what_they_start_from_before(
     'eval/loss': 0.3,
     'eval/accuracy': 1.4,
     'curves': {
-      'eval/loss': [[0, None, 0, 0.3], [2, None, 2, 0.3]],
-      'eval/accuracy': [[0, None, 0, 0], [2, None, 2, 1.4]],
+      'eval/loss': [[0, 0, 0, 0.3], [2, 20, 2, 0.3]],
+      'eval/accuracy': [[0, 0, 0, 0], [2, 20, 2, 1.4]],
     },
+    'cost/step_flops': 10,
+    'FLOPs': 20,
+    'before/FLOPs': 20,
   }
   assert call(experiment, monkeypatch) == (None, [])
 

@@ -48,13 +48,14 @@ def curves(rows: Sequence[Row], label: str) -> str:
     for axis in range(len(AXES))
     if all(np.isfinite(c[..., axis]).all() for c in lines.values())
   ]
+  before = [row['before/FLOPs'] for row in rows if 'before/FLOPs' in row]
 
   def draw(panels):
     values = [c[..., 3] for c in lines.values()]
     low, high = figures.limits(values, None)
     for panel, axis in zip(panels, known, strict=True):
       most = max(c[:, -1, axis].mean() for c in lines.values())
-      unit, scale = _unit(axis, most)
+      unit, scale = _unit(axis, most, before)
       for i, (name, c) in enumerate(lines.items()):
         style = {
           'color': figures.COLOURS[i % 6],
@@ -139,10 +140,15 @@ def _stacked(seeds: Sequence[np.ndarray]) -> np.ndarray:
   )
 
 
-def _unit(axis: int, most: float) -> tuple[str, float]:
-  """What to count an axis in, and how much of AXES' own it has."""
+def _unit(axis: int, most: float, before: Sequence[float]) -> tuple[str, float]:
+  """What to count an axis in, and how much of AXES' own it has.
+
+  Operations are shares of those before where these are known, as in the paper.
+  """
   if AXES[axis] == 'seconds':
     return figures.time_unit(most)
+  if AXES[axis] == 'FLOPs' and before:
+    return "FLOPs, % of the dense model's", np.mean(before) / 100
   if AXES[axis] == 'FLOPs':
     letter, scale = next((x, n) for x, n in FLOPS if most >= n or n == 1)
     return f'{letter}FLOPs', scale
