@@ -20,7 +20,7 @@ PAPER = (
 )
 BOTH = {'dense': arms.DENSE, 'upcycled': arms.UPCYCLED}
 SCALES = arms.scales(BOTH, BOTH, times=2)
-CHECKS = (
+_CHECKS = (
   Check('upcycled', 'dense'),
   Check('upcycled', 'dense', 'FLOPs'),
   Check('upcycled', 'dense', 'seconds', decides=False),
@@ -28,5 +28,14 @@ CHECKS = (
   Check('upcycled', 'dense', 'FLOPs', relation='cheaper'),
   Check('upcycled', 'dense', 'FLOPs', share=0.1, decides=False),
 )
+_FEWSHOT = 'fewshot/10shot/mnist'
+CHECKS = {
+  'language': _CHECKS,
+  'vision': (
+    *_CHECKS,
+    Check('upcycled', 'dense', metric=_FEWSHOT, decides=False),
+    Check('upcycled', 'dense', 'FLOPs', metric=_FEWSHOT, decides=False),
+  ),
+}
 
 summary = verdicts.summary(CHECKS)
