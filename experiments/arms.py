@@ -20,6 +20,7 @@ class Scale(NamedTuple):
     config: what names its configs, 'configs/<kind>_<config>.gin'.
     pretrained: steps of the dense model that arms start from.
     steps: of each arm.
+    long: of those that have more.
     bindings: of all its runs.
     defaults: what the configs bind already: an arm that binds it to the same is
       the same run as one that does not.
@@ -31,6 +32,7 @@ class Scale(NamedTuple):
   config: str
   pretrained: int
   steps: int
+  long: int
   bindings: Mapping[str, Any] = {}
   defaults: Mapping[str, Any] = {}
   seeds: Sequence[int] = (0,)
@@ -70,7 +72,7 @@ VIT_LAPTOP = LAPTOP | {
 KEPT = 'initialize.InitFrom.optimizer_state'
 DEFAULTS = {'NUM_EXPERTS': 8, 'CAPACITY_FACTOR': 2.0}
 PAPERS = {'NUM_EXPERTS': 32, 'CAPACITY_FACTOR': 2.0}
-# Of no runs that the scale was chosen by.
+# Others than those that the scale was chosen by (LOG.md).
 SEEDS = 3, 4, 5
 
 
@@ -80,6 +82,7 @@ def _paper(config: str, pretrained: int, kept: str, order: str) -> Scale:
     config,
     pretrained,
     100_000,
+    200_000,
     defaults=PAPERS | {KEPT: kept},
     seeds=SEEDS,
     checkpoint=f'runs/{config}/pretrain',
@@ -96,6 +99,7 @@ SCALES: dict[str, dict[str, Scale]] = {
       't5_laptop',
       2000,
       1000,
+      3000,
       T5_LAPTOP,
       DEFAULTS | {KEPT: 'expand'},
       SEEDS,
@@ -105,6 +109,7 @@ SCALES: dict[str, dict[str, Scale]] = {
       'vit_laptop',
       2000,
       1500,
+      3000,
       VIT_LAPTOP,
       DEFAULTS | {KEPT: 'expand'},
       SEEDS,
@@ -148,7 +153,7 @@ def scales(
   language: Mapping[str, Arm] | None = None,
   vision: Mapping[str, Arm] | None = None,
   *,
-  times: float = 1,
+  long: bool = False,
   only: Sequence[str] = tuple(SCALES),
 ) -> dict[str, list[dict]]:
   """Every arm with every seed, by scale, seed by seed.
@@ -158,13 +163,13 @@ def scales(
       share of its steps the dense model is trained for. A value that is a
       function is called with the number of these steps.
     vision: the same.
-    times: what the scale's steps are multiplied by.
+    long: whether they have the scale's long runs.
     only: the scales.
   """
   arms = {'language': language or {}, 'vision': vision or {}}
   return {
     scale: [
-      run(modality, name, arm, seed, scale, times)
+      run(modality, name, arm, seed, scale, long)
       for modality, those in arms.items()
       for seed in SCALES[scale][modality].seeds
       for name, arm in those.items()
@@ -179,7 +184,7 @@ def run(
   arm: Arm,
   seed: int,
   scale: str = 'laptop',
-  times: float = 1,
+  long: bool = False,
 ) -> dict[str, Any]:
   """One arm with one seed."""
   of = SCALES[scale][modality]
@@ -202,7 +207,7 @@ def run(
     'config': f'configs/{kind}_{of.config}.gin',
     'bindings': {
       **of.bindings,
-      'train.train.num_steps': round(times * of.steps),
+      'train.train.num_steps': of.long if long else of.steps,
       'train.train.seed': seed,
       of.order: 200 + seed,
       **start,

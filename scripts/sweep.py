@@ -11,10 +11,10 @@ that folder, a line a run. What a run starts from is trained first, once for
 all; a run that several experiments ask for is trained once too: MODEL_DIRs are
 in runs/sweeps, named by a hash of the settings. The first seed of all
 experiments comes before the second: it decides most. The same command goes on
-with a sweep that was stopped; --list prints the commands of what is missing,
-for a scheduler, in stages that need each other's models, after which the same
-command without it gathers the results. With --jobs several runs share the
-cores, each on its own ones.
+with a sweep that was stopped. --list prints the commands of what is missing,
+for a scheduler, in stages that need each other's models, and trains nothing;
+again when these have ended, it gathers their results. With --jobs several runs
+share the cores, each on its own ones.
 """
 
 import argparse
@@ -119,9 +119,23 @@ def finish(run: sweep.Run, status: int) -> str:
       f'{run["name"]} failed, {log.relative_to(ROOT)}:\n{errors[-2000:]}\n'
       f'{shlex.join(sweep.command(run, ROOT))}'
     )
-  found = {'error': diverged[0]} if status else sweep.result(folder)
-  results.write_text(folder / 'result.json', json.dumps(found))
+  _keep(folder, {'error': diverged[0]} if status else {})
   return ''
+
+
+def _keep(folder: Path, error: dict[str, str]) -> None:
+  found = sweep.cost(folder) | error if error else sweep.result(folder)
+  results.write_text(folder / 'result.json', json.dumps(found))
+
+
+def collect(experiments: list[Experiment]) -> None:
+  """Results of what has ended elsewhere, by the commands of --list."""
+  for run in (run for experiment in experiments for run in experiment.runs):
+    for one in (*sweep.parents(run), run):
+      folder = sweep.model_dir(one, ROOT)
+      if not done(folder) and sweep.ended(ROOT / folder):
+        _keep(ROOT / folder, {})
+  gather(experiments)
 
 
 def gather(experiments: list[Experiment]) -> None:
@@ -148,7 +162,6 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
   Returns:
     What failed, and why; all that does not start from it was run.
   """
-  gather(experiments)
   waiting = missing(experiments)
   number, began, failures = len(waiting), time.monotonic(), []
   shares = core_shares(jobs)
@@ -237,12 +250,13 @@ def main() -> None:
       f'Nothing is to be run: --scale={args.scale} --names='
       f'{args.names} fit no run of what was given.'
     )
-  if args.list:
-    print('\n'.join(commands(missing(experiments))))
-    return
   # An end by a signal is one by an error: what runs is told to save.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
   with alone():
+    collect(experiments)
+    if args.list:
+      print('\n'.join(commands(missing(experiments))))
+      return
     failures = train(experiments, args.jobs)
   for experiment in experiments:
     rows = experiment.rows()

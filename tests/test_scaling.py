@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_scripts
-from upcycle.results import scaling
+from upcycle.results import scaling, tables
 
 LAW = scaling.Law(A=1.1, a=0.15, b=0.2, S=1.65, s=0.45, E=1.7, c=0.02)
 UNIT, STEP = 2e12, 1e9  # 2,000 dense steps
@@ -38,6 +38,7 @@ def rows(law=LAW, shares=(0.25, 0.5, 1), seeds=(0, 1, 2), noise=1e-3):
 
 def row(arm, seed, step, curve):
   return {
+    'name': f'{arm}_{seed}',
     'scale': 'laptop',
     'modality': 'language',
     'arm': arm,
@@ -62,6 +63,23 @@ def test_points_are_budgets_in_units_of_the_largest_dense_one():
   np.testing.assert_allclose(
     data.loss[upcycled], LAW.upcycled(0.5, data.extra[upcycled])
   )
+
+
+def test_a_run_that_another_goes_through_counts_once():
+  whole = [r for r in rows() if not r['arm'].startswith('dense')]
+  short = [
+    {
+      **r,
+      'step': r['step'] - curve[-1][0] + curve[-2][0],
+      'curves': {'eval/loss': curve[:-1]},
+    }
+    for r in whole
+    for curve in r['curves'].values()
+  ]
+  twice = scaling.points([*short, *whole], 'eval/loss', STEP)
+  once = scaling.points(whole, 'eval/loss', STEP)
+  for a, b in zip(twice[0], once[0], strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_law_is_found_again():
@@ -161,6 +179,12 @@ def test_script(tmp_path):
     wanted = scaling.crossing(LAW, x['dense']) / x['dense']
     assert x['share']['mean'] == pytest.approx(wanted, 0.1)
   assert (tmp_path / 'figures/losses.svg').exists()
+  fits = json.loads((tmp_path / 'fit.json').read_text())
+  fits['language']['crossings'][0]['share']['high'] = None  # of infinity
+  named = {row['what']: row['value'] for row in scaling.table(fits)}
+  assert len(named) == 7 + 3
+  shares = [tables.cell(v) for k, v in named.items() if 'dense budget' in k]
+  assert shares[0].endswith('to never)') and 'never' not in shares[1]
   assert 'run the experiments first' in run(tmp_path / 'nowhere').stderr
   (tmp_path / '06_pretraining/results.jsonl').write_text('')
   assert 'no results of scale laptop' in run(tmp_path).stderr

@@ -57,6 +57,7 @@ class Trainer:
         row = {'step': step, 'split': split, 'seconds': 3.0 + step, 'a/b': 1}
         results.append(folder / 'metrics.jsonl', row | values)
     cost = {'step': 2, 'split': 'cost', 'step_flops': 10, 'seconds': 5.0}
+    cost |= {} if error else {'peak_memory': 7}
     results.append(folder / 'metrics.jsonl', cost)
     return Ended(bool(error))
 
@@ -131,6 +132,7 @@ def test_every_run_once_and_what_they_start_from_before(
       'eval/accuracy': [[0, 0, 0, 0], [2, 20, 2, 1.4]],
     },
     'cost/step_flops': 10,
+    'cost/peak_memory': 7,
     'FLOPs': 20,
     'before/FLOPs': 20,
   }
@@ -241,6 +243,16 @@ def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert (lines[0], lines[2]) == ('# Stage 1', '# Stage 2')
   assert 'start.gin' in lines[1] and len(lines) == 3 + 4
+  # A scheduler runs all but one of them.
+  trainer = Trainer(experiment.parent.parent, errors={'sparse_0.3': 'killed'})
+  for line in (lines[1], *lines[3:]):
+    with (experiment / 'log').open('w') as log:
+      trainer(shlex.split(line), stdout=log)
+  assert call(experiment, monkeypatch, '--list') == (None, [])
+  (left,) = capsys.readouterr().out.splitlines()
+  assert left == lines[-1]
+  rows = results.read(experiment / 'results.jsonl')
+  assert [row['name'] for row in rows] == NAMES[:-1]
 
 
 def test_one_sweep_at_a_time(experiment, monkeypatch):
@@ -259,6 +271,7 @@ def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
   row = results.read(experiment / 'results.jsonl')[0]
   assert row['error'] == 'FloatingPointError: step 3 is not finite'
   assert 'eval/loss' not in row
+  assert (row['FLOPs'], row['seconds'], row['cost/step_flops']) == (20, 5, 10)
 
 
 def test_other_bindings_are_another_run(experiment, monkeypatch):

@@ -52,6 +52,12 @@ def test_a_lower_loss_is_better_seed_by_seed(first, second, verdict):
   assert found.low <= found.mean <= found.high
 
 
+def test_a_metric_that_a_scale_does_not_measure_decides_nothing():
+  rows = arms((1.0, 2.0, 3.0), (1.1, 2.11, 3.12))
+  found = verdicts.find(Check('a', 'b', metric='fewshot/10shot'), rows)
+  assert found.verdict == verdicts.UNDECIDED and not found.seeds
+
+
 def test_a_higher_accuracy_is_better():
   rows = arms((0.5, 0.6, 0.7), (0.4, 0.5, 0.61), metric='eval/accuracy')
   assert verdicts.find(Check('a', 'b'), rows).verdict == verdicts.HOLDS
@@ -151,7 +157,7 @@ def test_a_claim_is_all_of_its_checks():
   assert overall(good, bad) == verdicts.FAILS
   assert overall(good, bad._replace(decides=False)) == verdicts.HOLDS
   assert overall(good, Check('a', 'c')) == verdicts.UNDECIDED
-  assert overall() == verdicts.UNDECIDED
+  assert overall() == verdicts.NO_CLAIM
 
 
 def test_what_is_printed_says_what_was_compared():

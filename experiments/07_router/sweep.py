@@ -7,9 +7,7 @@ from upcycle.results.verdicts import Check
 
 CLAIMS = ('C7',)
 TITLE = 'Routers'
-QUESTION = (
-  'Is Expert Choice as good as top-k routing per step, and better per second?'
-)
+QUESTION = 'Is Expert Choice as good as top-k routing for equal steps?'
 PAPER = (
   'Table 2 and figure 8: per step Expert Choice is about as good as top-k, '
   'which needs batch-prioritised routing; per training time it is better.'

@@ -19,7 +19,7 @@ INITS = {
     {'initialize.InitFrom.expert_init': '@expert_init.drop_upcycle'},
   ),
 }
-SCALES = arms.scales(INITS, INITS, times=2)
+SCALES = arms.scales(INITS, INITS, long=True)
 CHECKS = (
   Check('copied', 'half drawn anew', 'start'),
   Check('half drawn anew', 'copied'),

@@ -42,10 +42,11 @@ def main() -> None:
       'scripts/sweep.py.'
     )
   read = [row for file in files for row in metrics.read(file)]
-  rows = [row for row in read if row['scale'] == args.scale]
+  # The newest of a name: those before were of other settings.
+  rows = {row['name']: row for row in read if row['scale'] == args.scale}
   found = {
-    modality: of_rows([row for row in rows if row['modality'] == modality])
-    for modality in dict.fromkeys(row['modality'] for row in rows)
+    modality: of_rows([r for r in rows.values() if r['modality'] == modality])
+    for modality in dict.fromkeys(r['modality'] for r in rows.values())
   }
   if not found:
     raise ValueError(f'There are no results of scale {args.scale}.')
@@ -58,7 +59,7 @@ def main() -> None:
   pictures.write(args.output / 'figures', draw)
   from rich import console
 
-  console.Console().print(tables.rich_table(table(fits)))
+  console.Console().print(tables.rich_table(scaling.table(fits)))
 
 
 def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
@@ -101,24 +102,6 @@ def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
       for D, share in zip(budgets, values[len(names) :], strict=True)
     ],
   }
-
-
-def table(fits: dict) -> list[dict]:
-  """A row a parameter, and one a dense budget."""
-  found = []
-  for modality, fitted in fits.items():
-    found += [
-      {'of': modality, 'what': name, 'value': value}
-      for name, value in fitted['law'].items()
-    ]
-    for crossing in fitted['crossings']:
-      D, share = crossing['dense'], crossing['share']
-      beyond = (
-        ', extrapolated' if share['mean'] * D > crossing['measured'] else ''
-      )
-      what = f'scratch is better after, of a dense budget of {D:.3g}{beyond}'
-      found.append({'of': modality, 'what': what, 'value': share})
-  return found
 
 
 def losses(found: dict):

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scaling laws: fit.py reads what other sweeps have measured."""
 
-from upcycle.results import verdicts
+import json
+from pathlib import Path
+
+from upcycle.results import scaling, verdicts
 
 CLAIMS = ()
 TITLE = 'Scaling laws'
@@ -17,8 +20,15 @@ SCALES = {}
 CHECKS = ()
 COMMANDS = (
   'python scripts/sweep.py experiments/04_scratch experiments/06_pretraining '
-  '--scale=laptop',
+  '--scale={scale}',
   'python experiments/20_scaling/fit.py',
 )
+
+
+def table():
+  """What fit.py has found, if it was run."""
+  file = Path(__file__).with_name('fit.json')
+  return scaling.table(json.loads(file.read_text())) if file.exists() else []
+
 
 summary = verdicts.summary(CHECKS)

@@ -50,6 +50,8 @@ def trained() -> dict[str, Path]:
   """
   file = HERE / 'results.jsonl'
   rows = metrics.read(file) if file.exists() else []
+  # The newest, of those that ended.
+  rows = [row for row in rows if 'error' not in row]
   runs = {row['modality']: ROOT / row['model_dir'] for row in rows}
   lacking = layout.NAMES.keys() - runs.keys()
   if lacking:

@@ -50,7 +50,6 @@ def of_run(folder: Path) -> dict[str, Any]:
         shares = _takers((s[layer].weights for s in last), masks)
         takers[layer].append({'step': step - start, 'shares': shares})
   return {
-    'run': str(folder),
     'start': start,
     'load': {layer: _load(rows, layer, start) for layer in takers},
     'takers': takers,

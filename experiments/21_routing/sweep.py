@@ -27,7 +27,7 @@ SCALES = {
 }
 CHECKS = ()
 COMMANDS = (
-  'python scripts/sweep.py experiments/21_routing --scale=laptop',
+  'python scripts/sweep.py experiments/21_routing --scale={scale}',
   'python experiments/21_routing/figures.py --measure',
 )
 

@@ -2,10 +2,11 @@
 """The report of all experiments: from their folders to plain dicts.
 
 A sweep.py says what is asked and what the paper found, which runs answer it,
-and its checks: `NEEDED` has the names. Four more are optional: ENTRIES, what
+and its checks: `NEEDED` has the names. Five more are optional: ENTRIES, what
 its runs have in common and do not say themselves; chosen(rows), those that
-count; FIGURE, how they are drawn, of `report_figures.KINDS`; and COMMANDS, what
-makes its results, where that is not scripts/sweep.py alone.
+count; FIGURE, how they are drawn, of `report_figures.KINDS`; table(), rows of
+what was computed from them; and COMMANDS, what makes its results, where that is
+not scripts/sweep.py alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from upcycle.results.tables import Table
 
 MODALITIES = 'language', 'vision'
 NEEDED = 'CLAIMS', 'TITLE', 'QUESTION', 'PAPER', 'SCALES', 'CHECKS', 'summary'
+COMMAND = 'python scripts/sweep.py experiments/{name} --scale={scale}'
 Row = Mapping[str, Any]
 
 
@@ -54,10 +56,9 @@ def experiment(
   """One experiment, from what its sweep.py defines and its results.jsonl."""
   common = {'scale': scale, **found.get('ENTRIES', {})}
   runs = [{**common, **run} for run in found['SCALES'].get(scale, [])]
-  rows = _latest(folder / 'results.jsonl', runs)
+  rows = latest(folder / 'results.jsonl', runs)
   ended = [{**common, **row} for row in rows if 'error' not in row]
   chosen = found.get('chosen', list)(ended)
-  own = f'python scripts/sweep.py experiments/{folder.name} --scale={scale}'
   parts = {
     modality: report_parts.part(
       _of(runs, modality),
@@ -79,7 +80,11 @@ def experiment(
     # What the table of arms, of one metric, does not say.
     'text': found['summary'](ended) if 'chosen' in found and ended else '',
     'pictures': _pictures(folder / 'figures'),
-    'commands': found.get('COMMANDS', (own,)),
+    'table': found.get('table', list)(),
+    'commands': [
+      c.format(name=folder.name, scale=scale)
+      for c in found.get('COMMANDS', (COMMAND,))
+    ],
   }
 
 
@@ -97,14 +102,18 @@ def claims(found: Iterable[Mapping[str, Any]], page: str = '') -> Table:
       'the paper': one['paper'],
       **{modality: _answer(one, modality) for modality in MODALITIES},
     }
-    for one in sorted(found, key=_first_claim)
+    for one in by_claim(found)
   ]
 
 
-def _first_claim(one: Mapping[str, Any]) -> float:
-  """The number of an experiment's first claim; those without come last."""
-  number = re.match(r'C(\d+)', one['claims'])
-  return float(number[1]) if number else np.inf
+def by_claim(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """In the order of their first claims; those without come last."""
+
+  def first(one):
+    number = re.match(r'C(\d+)', one['claims'])
+    return float(number[1]) if number else np.inf
+
+  return sorted(found, key=first)
 
 
 def _answer(one: Mapping[str, Any], modality: str) -> str:
@@ -114,7 +123,7 @@ def _answer(one: Mapping[str, Any], modality: str) -> str:
   return f'**{given["verdict"]}**' + (given['why'] and f': {given["why"]}')
 
 
-def _latest(file: Path, runs: Sequence[Row]) -> list[dict[str, Any]]:
+def latest(file: Path, runs: Sequence[Row]) -> list[dict[str, Any]]:
   """The last row of each of the runs that was made with its settings."""
   rows = read(file) if file.exists() else []
   names = 'scale', 'name', 'model_dir'

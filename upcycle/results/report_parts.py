@@ -11,7 +11,7 @@ from upcycle.results import (
   verdicts,
 )
 
-NOT_RUN, NO_CLAIM = 'not run', 'no claim'
+NOT_RUN = 'not run'
 Row = Mapping[str, Any]
 
 
@@ -84,8 +84,8 @@ def missing(runs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
 def _verdict(findings: Sequence[verdicts.Finding]) -> tuple[str, str]:
   """And the first finding that it rests on, in words."""
   deciding = [f for f in findings if f.check.decides]
-  verdict = verdicts.overall(deciding) if deciding else NO_CLAIM
-  for finding in (*deciding, *findings):
+  verdict = verdicts.overall(findings)
+  for finding in deciding or findings:
     if finding.verdict == verdict or not deciding:
       return verdict, _words(finding)
   return verdict, ''

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
+from upcycle.results.tables import Table
+
 Row = Mapping[str, Any]
 # Of a curve, what comes before this share of it is left out: the initial drop
 # and the optimizer's first steps follow no power law.
@@ -72,21 +74,26 @@ def points(
 
   Args:
     rows: of upcycled models and MoEs from scratch. A run's first step says how
-      long its dense model was trained.
+      long its dense model was trained; of those of one seed and dense model the
+      longest counts, which goes through the others.
     metric: a loss of their curves.
     step_flops: of the dense model.
 
   Raises:
     ValueError: no row has such a curve, or all are from scratch.
   """
-  found = []
+  longest: dict[tuple[int, float], np.ndarray] = {}
   for row in rows:
     curve = np.array(row.get('curves', {}).get(metric, ()), float)
     if len(curve) < 2:
       continue
-    dense = (row['step'] - curve[-1, 0]) * step_flops
+    key = row['seed'], row['step'] - curve[-1, 0]
+    if key not in longest or curve[-1, 0] > longest[key][-1, 0]:
+      longest[key] = curve
+  found = []
+  for (seed, steps), curve in longest.items():
     kept = curve[curve[:, 0] >= max(FROM * curve[-1, 0], 1)]
-    found += [(row['seed'], dense, x[1], x[3]) for x in kept]
+    found += [(seed, steps * step_flops, x[1], x[3]) for x in kept]
   table = np.array(found).reshape(-1, 4)
   table = table[np.isfinite(table).all(1)]
   unit = float(table[:, 1].max(initial=0))
@@ -249,3 +256,28 @@ def _law(x: Iterable[float]) -> Law:
 def _logs(law: Law) -> Law:
   """The inverse of `_law`."""
   return law._replace(A=np.log(law.A), S=np.log(law.S))
+
+
+def table(fits: Mapping[str, Mapping]) -> Table:
+  """A row a parameter, and one a dense budget; of what fit.py writes."""
+  found = []
+  for modality, fitted in fits.items():
+    found += [
+      {'of': modality, 'what': name, 'value': _known(value)}
+      for name, value in fitted['law'].items()
+    ]
+    for crossing in fitted['crossings']:
+      share = _known(crossing['share'])
+      end = share['mean'] * crossing['dense']
+      beyond = ', extrapolated' if end > crossing['measured'] else ''
+      what = (
+        'scratch is better after, as a share of a dense budget of '
+        f'{crossing["dense"]:.3g}{beyond}'
+      )
+      found.append({'of': modality, 'what': what, 'value': share})
+  return found
+
+
+def _known(value: Mapping[str, float | None]) -> dict[str, float]:
+  """Without the nulls that JSON has for infinity."""
+  return {k: np.inf if x is None else x for k, x in value.items()}

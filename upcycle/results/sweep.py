@@ -101,31 +101,63 @@ def result(folder: str | Path) -> dict[str, Any]:
   of the whole run.
   """
   rows = read(folder)
-  last = {row['split']: row for row in rows}
   final = {
-    f'{split}/{name}': value
-    for split, row in last.items()
-    for name, value in row.items()
-    if isinstance(value, int | float | str)
-    if name not in ('step', 'seconds', 'split')
-    if '/' not in name or split not in ('train', 'eval')
+    name: value
+    for name, value in _final(rows).items()
+    if not name.startswith(('train/', 'eval/')) or name.count('/') == 1
   }
-  found = {'step': last['train']['step'], 'seconds': last['train']['seconds']}
   curves = {
     name: _thinned(curve)
     for name, curve in spent.of_rows(rows).curves.items()
     if name in final
   }
-  cost = last.get('cost', {})
+  return {**_totals(rows), **final, 'curves': curves}
+
+
+def cost(folder: str | Path) -> dict[str, Any]:
+  """What `result` says of a run's cost, so far: also of one that diverged."""
+  file = Path(folder) / 'metrics.jsonl'
+  rows = read(folder) if file.exists() else []
+  costs = {k: v for k, v in _final(rows).items() if k.startswith('cost/')}
+  return {**_totals(rows), **costs}
+
+
+def _final(rows: Sequence[Mapping]) -> dict[str, Any]:
+  """The last metrics of each split."""
+  last = {row['split']: row for row in rows}
+  return {
+    f'{split}/{name}': value
+    for split, row in last.items()
+    for name, value in row.items()
+    if isinstance(value, int | float | str)
+    if name not in ('step', 'seconds', 'split')
+  }
+
+
+def _totals(rows: Sequence[Mapping]) -> dict[str, Any]:
+  """Steps, seconds, and what a run's steps took of everything."""
+  last = {row['split']: row for row in rows}
+  if 'train' not in last:
+    return {}
+  found = {name: last['train'][name] for name in ('step', 'seconds')}
+  per_step = last.get('cost', {})
   steps = found['step'] - min(row['step'] for row in rows)
-  for name, per_step in (
+  for name, key in (
     ('FLOPs', 'step_flops'),
     ('tokens', 'tokens'),
     ('images', 'images'),
   ):
-    if per_step in cost:
-      found[name] = steps * cost[per_step]
-  return {**found, **final, 'curves': curves}
+    if key in per_step:
+      found[name] = steps * per_step[key]
+  return found
+
+
+def ended(folder: str | Path) -> bool:
+  """Whether a run has made all of its steps: the last line says its memory."""
+  if not (Path(folder) / 'metrics.jsonl').exists():
+    return False
+  costs = (row for row in read(folder) if row['split'] == 'cost')
+  return any('peak_memory' in row for row in costs)
 
 
 def groups(

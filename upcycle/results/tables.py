@@ -13,6 +13,8 @@ def number(value: float) -> str:
   """With as many digits as one reads."""
   if math.isnan(value):
     return UNKNOWN
+  if math.isinf(value):
+    return NEVER
   if abs(value) >= 1e6:
     return f'{value:.3e}'
   return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'

@@ -19,6 +19,7 @@ import numpy as np
 from upcycle.results import spent
 
 HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold at this scale', 'undecided'
+NO_CLAIM = 'no claim'
 SEEDS = 3  # fewer decide nothing
 Row = Mapping[str, Any]
 
@@ -74,12 +75,21 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
     if row['arm'] in arms:
       seeds.setdefault(row['seed'], {})[row['arm']] = row
   complete = [by for by in seeds.values() if len(by) == len(arms)]
+  if check.metric:  # what not every scale measures
+    complete = [by for by in complete if _have(check, by.values())]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
   if not len(found):
     return Finding(check, np.nan, np.nan, np.nan, 0, UNDECIDED)
   low, high = t_interval(found)
   verdict = _verdict(check, low, high) if len(found) >= SEEDS else UNDECIDED
   return Finding(check, float(found.mean()), low, high, len(found), verdict)
+
+
+def _have(check: Check, rows: Iterable[Row]) -> bool:
+  return all(
+    'error' in r or check.metric in (r if check.at == 'end' else r['curves'])
+    for r in rows
+  )
 
 
 def difference(check: Check, first: Row, second: Row) -> float:
@@ -147,6 +157,8 @@ def _needed(curve: np.ndarray, axis: int, value: float, better: int) -> float:
 def overall(findings: Sequence[Finding]) -> str:
   """Of a claim: all of its checks hold, one fails, or it is undecided."""
   verdicts = {f.verdict for f in findings if f.check.decides}
+  if not verdicts:
+    return NO_CLAIM
   if FAILS in verdicts:
     return FAILS
   return HOLDS if verdicts == {HOLDS} else UNDECIDED
