@@ -14,9 +14,9 @@ TEXT = (
   '<0> is a masked span.'
 )
 GLYPHS = (
-  'Validation images, of typefaces that training has not seen, each patch in '
-  'the colour of the expert with the largest combine weight, in the last two '
-  'MoE layers; black and white: nobody took it.'
+  'Validation images, which training has not seen, each patch in the colour of '
+  'the expert with the largest combine weight, in the last two MoE layers; '
+  'black and white: nobody took it.'
 )
 PATCHES = (
   'By expert of the last MoE layer: how often it takes each place of an image '

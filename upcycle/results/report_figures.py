@@ -48,7 +48,7 @@ def curves(rows: Sequence[Row], label: str) -> str:
     for axis in range(len(AXES))
     if all(np.isfinite(c[..., axis]).all() for c in lines.values())
   ]
-  before = [row['before/FLOPs'] for row in rows if 'before/FLOPs' in row]
+  before = {row['before/FLOPs'] for row in rows if 'before/FLOPs' in row}
 
   def draw(panels):
     values = [c[..., 3] for c in lines.values()]
@@ -140,15 +140,16 @@ def _stacked(seeds: Sequence[np.ndarray]) -> np.ndarray:
   )
 
 
-def _unit(axis: int, most: float, before: Sequence[float]) -> tuple[str, float]:
+def _unit(axis: int, most: float, before: set[float]) -> tuple[str, float]:
   """What to count an axis in, and how much of AXES' own it has.
 
-  Operations are shares of those before where these are known, as in the paper.
+  Operations are shares of those before, as in the paper, where these are known
+  and the same for all.
   """
   if AXES[axis] == 'seconds':
     return figures.time_unit(most)
-  if AXES[axis] == 'FLOPs' and before:
-    return "FLOPs, % of the dense model's", np.mean(before) / 100
+  if AXES[axis] == 'FLOPs' and len(before) == 1:
+    return "FLOPs, % of the dense model's", max(before) / 100
   if AXES[axis] == 'FLOPs':
     letter, scale = next((x, n) for x, n in FLOPS if most >= n or n == 1)
     return f'{letter}FLOPs', scale
