@@ -61,8 +61,7 @@ def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:
     'prefixed': svg.prefixed,
   }
   return environment.get_template(template).render(
-    experiments=found,
-    by_claim=report.by_claim(found),
+    experiments=report.by_claim(found),
     modalities=report.MODALITIES,
     claims=report.claims(found),
     figures=FIGURES,
