@@ -175,6 +175,7 @@ def test_a_run_writes_its_cost_once(run):
   assert first['active_parameters'] < first['parameters']
   assert first['device'] == 'cpu' and first['devices'] == 1
   assert first['jax'] == jax.__version__ and first['cpu'] and first['cores'] > 0
+  assert {'python', 'jaxlib', 'flax', 'optax'} < first.keys()
   assert results.read(folder, 'eval')[-1]['tokens_per_second'] > 0
   for _ in range(2):
     run(2)  # goes on, where nothing has changed; then it is over already

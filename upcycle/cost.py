@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import importlib.metadata
 import os
 from pathlib import Path
 import platform
@@ -16,6 +17,8 @@ import jax
 from upcycle import flops, losses, partition, results, trees
 
 SPLIT = 'cost'
+# What a step is made of.
+VERSIONS = 'jax', 'jaxlib', 'flax', 'optax'
 
 
 def of_run(
@@ -74,13 +77,14 @@ def active_parameters(model: Any, params: trees.Tree) -> int:
 
 
 def machine() -> dict[str, int | str]:
-  """Devices and their kind, the version of JAX, this host's CPU and cores."""
+  """Devices and their kind, this host's CPU and cores, versions."""
   return {
     'device': jax.devices()[0].device_kind,
     'devices': partition.mesh().size,
-    'jax': jax.__version__,
     'cpu': _cpu(),
     'cores': os.cpu_count() or 0,
+    'python': platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in VERSIONS},
   }
 
 
