@@ -93,6 +93,16 @@ def _paper(config: str, pretrained: int, kept: str, order: str) -> Scale:
 # Of published checkpoints of T5X, and of ImageNet-21k.
 _T5 = 1_000_000, 'fresh', 'train/seqio_tasks.seqio_mixture.seed'
 _VIT = 500_000, 'expand', 'train/images.batches.seed'
+_VIT_LAPTOP = Scale(
+  'vit_laptop',
+  6000,
+  1500,
+  3000,
+  VIT_LAPTOP,
+  DEFAULTS | {KEPT: 'expand'},
+  SEEDS,
+  order='train/images.batches.seed',
+)
 SCALES: dict[str, dict[str, Scale]] = {
   'laptop': {
     'language': Scale(
@@ -105,17 +115,10 @@ SCALES: dict[str, dict[str, Scale]] = {
       SEEDS,
       order='train/text.span_corruption.seed',
     ),
-    'vision': Scale(
-      'vit_laptop',
-      2000,
-      1500,
-      3000,
-      VIT_LAPTOP,
-      DEFAULTS | {KEPT: 'expand'},
-      SEEDS,
-      order='train/images.batches.seed',
-    ),
+    'vision': _VIT_LAPTOP,
   },
+  # Of a dense model that is far from done (LOG.md).
+  'early': {'vision': _VIT_LAPTOP._replace(pretrained=2000)},
   'base': {
     'language': _paper('t5_base', *_T5),
     'vision': _paper('vit_b16', *_VIT),
@@ -167,15 +170,17 @@ def scales(
     only: the scales.
   """
   arms = {'language': language or {}, 'vision': vision or {}}
-  return {
+  found = {
     scale: [
       run(modality, name, arm, seed, scale, long)
       for modality, those in arms.items()
+      if modality in SCALES[scale]
       for seed in SCALES[scale][modality].seeds
       for name, arm in those.items()
     ]
     for scale in only
   }
+  return {scale: runs for scale, runs in found.items() if runs}
 
 
 def run(

@@ -24,10 +24,10 @@ def row(arm, seed, *values, metric='eval/loss', step_flops=10):
 
 
 def arms(first, second, **options):
-  """Both arms with as many seeds as there are values, ending there."""
+  """Both arms with as many seeds as there are values, their last third."""
   pairs = (('a', first), ('b', second))
   return [
-    row(arm, seed, 5.0, 4.0, value, **options)
+    row(arm, seed, 5.0, 4.0, value, value, **options)
     for arm, values in pairs
     for seed, value in enumerate(values)
   ]
@@ -121,23 +121,27 @@ def test_what_both_have_spent_decides_where_they_are_compared():
   def ahead(**options):
     return verdicts.difference(Check('a', 'b', **options), a, b)
 
-  assert ahead() == 1 and ahead(at='start') == -1
-  assert ahead(at='FLOPs') == 0  # 200 of them: a after 10 steps, b after 20
-  assert ahead(share=0.5) == 1
-  assert ahead(share=0.25) == pytest.approx(0)
-  assert ahead(relation='widens') == 0
-  # 200 and 200 FLOPs to a loss of 5.
-  assert ahead(at='FLOPs', relation='cheaper') == 0
-  assert ahead(at='steps', relation='cheaper') == pytest.approx(math.log(2))
+  # Means of the last third are the values after five sixths.
+  assert ahead() == pytest.approx(1) and ahead(at='start') == -1
+  # Of 200: a after 8.33 steps, b after 16.67.
+  assert ahead(at='FLOPs') == pytest.approx(-1 / 3)
+  assert ahead(share=0.5) == pytest.approx(2 / 3)
+  assert ahead(share=0.25) == pytest.approx(-1 / 6)
+  assert ahead(relation='widens') == pytest.approx(1 / 3)
+  # To what b has reached, 5.33.
+  cheaper = ahead(at='FLOPs', relation='cheaper')
+  assert cheaper == pytest.approx(math.log(10 / 11))
+  cheaper = ahead(at='steps', relation='cheaper')
+  assert cheaper == pytest.approx(math.log(20 / 11))
   never = row('a', 0, 9, 8, 7)
   check = Check('a', 'b', relation='cheaper')
   found = verdicts.difference(check, never, b)
-  assert found == pytest.approx(math.log(1 / 2))
+  assert found == pytest.approx(math.log(5 / 12))
 
 
 def test_a_gain_is_compared_with_another():
   rows = [
-    row(arm, seed, 9, end + seed)
+    row(arm, seed, 9, 9, end + seed, end + seed)
     for arm, end in (('a', 1), ('b', 3), ('c', 2), ('d', 5))
     for seed in range(3)
   ]
@@ -162,12 +166,12 @@ def test_a_claim_is_all_of_its_checks():
 
 def test_what_is_printed_says_what_was_compared():
   checks = (
-    Check('a', 'b', 'FLOPs', share=0.5),
+    Check('a', 'b', 'FLOPs', share=0.25),
     Check('a', 'b', relation='equal', margin=0.3),
   )
   rows = arms((1.0, 2.0, 3.0), (1.1, 2.11, 3.12))
   first, *lines = verdicts.summary({'language': checks})(rows).splitlines()
   assert first == 'language: undecided'
-  assert lines[0].startswith('  a is better than b after 50%, for equal FLOPs:')
+  assert lines[0].startswith('  a is better than b after 25%, for equal FLOPs:')
   assert 'a is within 0.3 of b for equal steps: +0.1100' in lines[1]
   assert '3 seeds), ' in lines[1]

@@ -27,7 +27,8 @@ def _checks(share):
   )
 
 
-# Shares that cost as much as the dense model, at laptop scale.
-CHECKS = {'language': _checks(0.57), 'vision': _checks(0.5)}
+# At laptop scale, language's long runs cost 177% of the dense model, vision's
+# 65%. Where from scratch is better: 20_scaling.
+CHECKS = {'language': _checks(0.57), 'vision': _checks(1)}
 
 summary = verdicts.summary(CHECKS)

@@ -42,7 +42,7 @@ SCALES = {
   **arms.scales(
     _T5,
     _last(4, last_quarter=1, last_half=2, all_but_the_first=3, all=4),
-    only=('laptop',),
+    only=('laptop', 'early'),
   ),
   **arms.scales(
     None,

@@ -32,7 +32,7 @@ def drops(decoder):
 
 
 FIGURE = 'start'
-SCALES = arms.scales(drops(True), drops(False), only=('laptop',))
+SCALES = arms.scales(drops(True), drops(False), only=('laptop', 'early'))
 
 
 def _checks(margin):

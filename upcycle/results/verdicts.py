@@ -5,10 +5,13 @@ A claim is a list of checks, each of which compares two arms on the runs that
 have the same seed. Their differences, positive where the first arm is better,
 have a mean and a 95% interval by Student's t: that of a bootstrap would reach
 from the least to the greatest of three seeds, which holds the true mean only
-three times in four. 'above' holds where the interval is above 0 and fails
-where it is below; 'equal' holds where it is within the margin that counts as
-equal and fails where it is beyond. All else is undecided, and so is everything
-with fewer than three seeds. A run that diverged is worse than any that did not.
+three times in four. Evaluations of one run scatter, for its weights do, and
+more than two runs differ: what an arm has reached is the mean of its curve over
+the last third of what was spent. 'above' holds where the interval is above 0
+and fails where it is below; 'equal' holds where it is within the margin that
+counts as equal and fails where it is beyond. All else is undecided, and so is
+everything with fewer than three seeds. A run that diverged is worse than any
+that did not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +24,7 @@ from upcycle.results import spent
 HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold at this scale', 'undecided'
 NO_CLAIM = 'no claim'
 SEEDS = 3  # fewer decide nothing
+TAIL = 1 / 3  # of what was spent, over which a curve is averaged
 Row = Mapping[str, Any]
 
 
@@ -30,14 +34,14 @@ class Check(NamedTuple):
   Attributes:
     first: the arm that the claim says is better, or as good.
     second: the other.
-    at: 'steps', 'FLOPs' or 'seconds': at the most of it that both have spent;
+    at: 'steps', 'FLOPs' or 'seconds': of the most that both have spent;
       'start': right after surgery; 'end': whatever was spent, of rows that need
       no curves.
     relation: 'above' or 'equal'; 'no gain': it is not above by more than the
       margin, however far below; 'widens': it is further above than after half
-      of that; 'cheaper': it needs less of `at` to get to where the second one
-      ends, as the logarithm of a ratio, where a run that never gets there
-      counts as one that does after twice of what it spent.
+      of that; 'cheaper': it needs less of `at` to get to what the second one
+      has reached, as the logarithm of a ratio, where a run that never gets
+      there counts as one that does after twice of what it spent.
     margin: of 'equal' and 'no gain', in the metric's units.
     share: of what both have spent, to compare after.
     beyond: two arms whose own difference is taken off.
@@ -107,13 +111,14 @@ def difference(check: Check, first: Row, second: Row) -> float:
     return float(better * (a - b))
   axis = spent.AXES.index(check.at)
   if check.relation == 'cheaper':
-    a, b = (_needed(c, axis, curves[1][-1, 3], better) for c in curves)
+    value = _reached(curves[1], axis, curves[1][-1, axis])
+    a, b = (_needed(c, axis, value, better) for c in curves)
     return float(np.log(b / a))
   most = check.share * min(curve[-1, axis] for curve in curves)
 
   def ahead(spent_by_both: float) -> float:
-    a, b = (np.interp(spent_by_both, c[:, axis], c[:, 3]) for c in curves)
-    return float(better * (a - b))
+    a, b = (_reached(curve, axis, spent_by_both) for curve in curves)
+    return better * (a - b)
 
   return ahead(most) - (ahead(most / 2) if check.relation == 'widens' else 0)
 
@@ -145,6 +150,12 @@ def t_interval(
 def _of_seed(check: Check, first: Row, second: Row, *beyond: Row) -> float:
   taken_off = difference(check, *beyond) if beyond else 0.0
   return difference(check, first, second) - taken_off
+
+
+def _reached(curve: np.ndarray, axis: int, most: float) -> float:
+  """The mean of a curve over the last third of what was spent."""
+  spent_by_then = np.linspace((1 - TAIL) * most, most, 49)
+  return float(np.interp(spent_by_then, curve[:, axis], curve[:, 3]).mean())
 
 
 def _needed(curve: np.ndarray, axis: int, value: float, better: int) -> float:
