@@ -157,6 +157,7 @@ def scales(
   vision: Mapping[str, Arm] | None = None,
   *,
   long: bool = False,
+  seeds: Sequence[int] = (),
   only: Sequence[str] = tuple(SCALES),
 ) -> dict[str, list[dict]]:
   """Every arm with every seed, by scale, seed by seed.
@@ -167,6 +168,7 @@ def scales(
       function is called with the number of these steps.
     vision: the same.
     long: whether they have the scale's long runs.
+    seeds: of the pipeline; none: the scale's own.
     only: the scales.
   """
   arms = {'language': language or {}, 'vision': vision or {}}
@@ -175,7 +177,7 @@ def scales(
       run(modality, name, arm, seed, scale, long)
       for modality, those in arms.items()
       if modality in SCALES[scale]
-      for seed in SCALES[scale][modality].seeds
+      for seed in seeds or SCALES[scale][modality].seeds
       for name, arm in those.items()
     ]
     for scale in only
