@@ -25,10 +25,17 @@ def drops(decoder):
           'train.train.num_steps': 1,
           'CAPACITY_FACTOR': float(c),
           'routing.expert_choice.renormalize': on,
-          **({'routing.top_k.renormalize': on} if decoder else {}),
+          **(_decoder(c, on) if decoder else {}),
         },
       )
   return found
+
+
+def _decoder(c, on):
+  return {
+    'decoder/moe.MoeConfig.capacity_factor': float(c),
+    'routing.top_k.renormalize': on,
+  }
 
 
 FIGURE = 'start'

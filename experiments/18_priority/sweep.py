@@ -14,9 +14,14 @@ PAPER = (
   'The public code serves all first choices before all second ones, which '
   "lets a later token take an earlier one's place; token by token is causal."
 )
+# Who comes first matters where there is not room for all.
+_FULL = {'decoder/moe.MoeConfig.capacity_factor': 2.0}
 ORDERS = {
-  'token by token': arms.UPCYCLED,
-  'choice by choice': ('upcycle', {'routing.top_k.priority': 'choice'}),
+  'token by token': ('upcycle', _FULL),
+  'choice by choice': (
+    'upcycle',
+    _FULL | {'routing.top_k.priority': 'choice'},
+  ),
 }
 SCALES = arms.scales(ORDERS)
 CHECKS = (
