@@ -23,6 +23,7 @@ from upcycle.results.figures import COLOURS
 HERE = Path(__file__).resolve().parent
 SOURCES = '06_pretraining', '04_scratch'
 METRIC = 'eval/loss'
+TICKS = [m * 10.0**e for e in range(-3, 4) for m in (1, 2, 5)]
 CAPTION = (
   'Loss after an extra budget, of models upcycled from dense ones of several '
   'budgets and of sparse ones from scratch: dots are evaluations of all seeds, '
@@ -129,7 +130,13 @@ def losses(found: dict):
         axis.plot(x, y, style, color=colour, lw=1.3, label=label)
       if D and data.extra.min() < scaling.crossing(law, D) < most:
         axis.axvline(scaling.crossing(law, D), color=colour, lw=0.8)
-    axis.set(xscale='log', title=modality, xlabel='extra budget', ylabel='loss')
+    axis.set(title=modality, xlabel='extra budget', ylabel='loss')
+    axis.set(xscale='log', yscale='log')
+    for of in (axis.xaxis, axis.yaxis):
+      low, high = of.get_view_interval()
+      ticks = [tick for tick in TICKS if low < tick < high]
+      of.set_ticks(ticks, [f'{tick:g}' for tick in ticks])
+      of.set_ticks([], minor=True)
     axis.legend()
   return figure
 
