@@ -41,6 +41,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # sweeps import experiments.arms
 
 
+class Busy(ValueError):
+  """Another sweep runs here."""
+
+
 class Experiment(NamedTuple):
   """A folder, its runs of one scale, and what sums up their rows."""
 
@@ -209,7 +213,7 @@ def alone() -> Iterator[None]:
   """Refuses a second sweep here, which would train the same runs.
 
   Raises:
-    ValueError: there is one.
+    Busy: there is one.
   """
   file = ROOT / 'runs/sweeps/.lock'
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +221,7 @@ def alone() -> Iterator[None]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise ValueError(
+      raise Busy(
         'Another sweep runs here. Give it all experiments, or more --jobs.'
       ) from None
     yield
@@ -250,13 +254,15 @@ def main() -> None:
       f'Nothing is to be run: --scale={args.scale} --names='
       f'{args.names} fit no run of what was given.'
     )
+  if args.list:
+    with contextlib.suppress(Busy), alone():  # one that runs gathers itself
+      collect(experiments)
+    print('\n'.join(commands(missing(experiments))))
+    return
   # An end by a signal is one by an error: what runs is told to save.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
   with alone():
     collect(experiments)
-    if args.list:
-      print('\n'.join(commands(missing(experiments))))
-      return
     failures = train(experiments, args.jobs)
   for experiment in experiments:
     rows = experiment.rows()

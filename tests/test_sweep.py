@@ -261,6 +261,7 @@ def test_one_sweep_at_a_time(experiment, monkeypatch):
   with file.open('w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     error, trained = call(experiment, monkeypatch)
+    assert call(experiment, monkeypatch, '--list') == (None, [])
   assert 'Another sweep runs here' in error and not trained
 
 
