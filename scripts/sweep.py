@@ -123,12 +123,14 @@ def finish(run: sweep.Run, status: int) -> str:
       f'{run["name"]} failed, {log.relative_to(ROOT)}:\n{errors[-2000:]}\n'
       f'{shlex.join(sweep.command(run, ROOT))}'
     )
-  _keep(folder, {'error': diverged[0]} if status else {})
+  if status:
+    _keep(folder, sweep.cost(folder) | {'error': diverged[0]})
+  else:
+    _keep(folder, sweep.result(folder))
   return ''
 
 
-def _keep(folder: Path, error: dict[str, str]) -> None:
-  found = sweep.cost(folder) | error if error else sweep.result(folder)
+def _keep(folder: Path, found: dict[str, Any]) -> None:
   results.write_text(folder / 'result.json', json.dumps(found))
 
 
@@ -138,7 +140,7 @@ def collect(experiments: list[Experiment]) -> None:
     for one in (*sweep.parents(run), run):
       folder = sweep.model_dir(one, ROOT)
       if not done(folder) and sweep.ended(ROOT / folder):
-        _keep(ROOT / folder, {})
+        _keep(ROOT / folder, sweep.result(ROOT / folder))
   gather(experiments)
 
 

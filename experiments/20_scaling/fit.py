@@ -130,8 +130,8 @@ def losses(found: dict):
         axis.plot(x, y, style, color=colour, lw=1.3, label=label)
       if D and data.extra.min() < scaling.crossing(law, D) < most:
         axis.axvline(scaling.crossing(law, D), color=colour, lw=0.8)
-    axis.set(title=modality, xlabel='extra budget', ylabel='loss')
-    axis.set(xscale='log', yscale='log')
+    axis.set(xscale='log', xlabel='extra budget', title=modality)
+    axis.set(yscale='log', ylabel='loss')
     for of in (axis.xaxis, axis.yaxis):
       low, high = of.get_view_interval()
       ticks = [tick for tick in TICKS if low < tick < high]

@@ -56,7 +56,7 @@ def experiment(
   """One experiment, from what its sweep.py defines and its results.jsonl."""
   common = {'scale': scale, **found.get('ENTRIES', {})}
   runs = [{**common, **run} for run in found['SCALES'].get(scale, [])]
-  rows = latest(folder / 'results.jsonl', runs)
+  rows = _latest(folder / 'results.jsonl', runs)
   ended = [{**common, **row} for row in rows if 'error' not in row]
   chosen = found.get('chosen', list)(ended)
   parts = {
@@ -123,7 +123,7 @@ def _answer(one: Mapping[str, Any], modality: str) -> str:
   return f'**{given["verdict"]}**' + (given['why'] and f': {given["why"]}')
 
 
-def latest(file: Path, runs: Sequence[Row]) -> list[dict[str, Any]]:
+def _latest(file: Path, runs: Sequence[Row]) -> list[dict[str, Any]]:
   """The last row of each of the runs that was made with its settings."""
   rows = read(file) if file.exists() else []
   names = 'scale', 'name', 'model_dir'

@@ -116,8 +116,7 @@ def result(folder: str | Path) -> dict[str, Any]:
 
 def cost(folder: str | Path) -> dict[str, Any]:
   """What `result` says of a run's cost, so far: also of one that diverged."""
-  file = Path(folder) / 'metrics.jsonl'
-  rows = read(folder) if file.exists() else []
+  rows = _so_far(folder)
   costs = {k: v for k, v in _final(rows).items() if k.startswith('cost/')}
   return {**_totals(rows), **costs}
 
@@ -153,11 +152,15 @@ def _totals(rows: Sequence[Mapping]) -> dict[str, Any]:
 
 
 def ended(folder: str | Path) -> bool:
-  """Whether a run has made all of its steps: the last line says its memory."""
-  if not (Path(folder) / 'metrics.jsonl').exists():
-    return False
-  costs = (row for row in read(folder) if row['split'] == 'cost')
+  """Whether a run has made all of its steps: it then writes its peak memory."""
+  costs = (row for row in _so_far(folder) if row['split'] == 'cost')
   return any('peak_memory' in row for row in costs)
+
+
+def _so_far(folder: str | Path) -> list[dict[str, Any]]:
+  """A run's metrics, none where it has not begun."""
+  there = (Path(folder) / 'metrics.jsonl').exists()
+  return read(folder) if there else []
 
 
 def groups(
