@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 from pathlib import Path
 import re
@@ -35,7 +34,7 @@ import time
 from typing import Any, NamedTuple
 
 from upcycle import results
-from upcycle.results import sweep
+from upcycle.results import outcomes, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # sweeps import experiments.arms
@@ -82,19 +81,16 @@ def missing(experiments: list[Experiment]) -> dict[str, sweep.Run]:
   left = []
   for experiment in experiments:
     rows = experiment.rows()
-    left += [r for r in experiment.runs if not sweep.find(r, rows, ROOT)]
-  left.sort(key=lambda run: run.get('seed', 0))
-  chains = ([*sweep.parents(run), run] for run in left)
+    seeds = sorted({run.get('seed', 0) for run in experiment.runs})
+    left += [
+      (seeds.index(run.get('seed', 0)), run)
+      for run in experiment.runs
+      if not sweep.find(run, rows, ROOT)
+    ]
+  left.sort(key=lambda item: item[0])
+  chains = ([*sweep.parents(run), run] for _, run in left)
   found = {sweep.model_dir(r, ROOT): r for chain in chains for r in chain}
-  return {folder: run for folder, run in found.items() if not done(folder)}
-
-
-def done(folder: str) -> bool:
-  return (ROOT / folder / 'result.json').exists()
-
-
-def _result(folder: str) -> dict[str, Any]:
-  return json.loads((ROOT / folder / 'result.json').read_text())
+  return {f: run for f, run in found.items() if not outcomes.known(ROOT / f)}
 
 
 def start(run: sweep.Run, cores: list[int]) -> subprocess.Popen:
@@ -106,6 +102,8 @@ def start(run: sweep.Run, cores: list[int]) -> subprocess.Popen:
     return subprocess.Popen(
       [sys.executable, *sweep.command(run, ROOT)],
       cwd=ROOT, stdout=log, stderr=log, preexec_fn=bind,
+      # Ctrl-C is this script's, which then asks them to save their state.
+      start_new_session=True,
     )  # fmt: skip
 
 
@@ -115,51 +113,18 @@ def finish(run: sweep.Run, status: int) -> str:
   One that diverged is a result.
   """
   folder = ROOT / sweep.model_dir(run, ROOT)
+  if outcomes.keep(folder):
+    return ''
   log = folder.with_suffix('.log')
-  errors = log.read_text()
-  diverged = [x for x in errors.splitlines() if x.startswith('FloatingPoint')]
-  if status and not diverged:
-    return (
-      f'{run["name"]} failed, {log.relative_to(ROOT)}:\n{errors[-2000:]}\n'
-      f'{shlex.join(sweep.command(run, ROOT))}'
-    )
-  if status:
-    _keep(folder, sweep.cost(folder) | {'error': diverged[0]})
-  else:
-    _keep(folder, sweep.result(folder))
-  return ''
-
-
-def _keep(folder: Path, found: dict[str, Any]) -> None:
-  results.write_text(folder / 'result.json', json.dumps(found))
-
-
-def collect(experiments: list[Experiment]) -> None:
-  """Results of what has ended elsewhere, by the commands of --list."""
-  for run in (run for experiment in experiments for run in experiment.runs):
-    for one in (*sweep.parents(run), run):
-      folder = sweep.model_dir(one, ROOT)
-      if not done(folder) and sweep.ended(ROOT / folder):
-        _keep(ROOT / folder, sweep.result(ROOT / folder))
-  gather(experiments)
+  return (
+    f'{run["name"]} failed with status {status}, {log.relative_to(ROOT)}:\n'
+    f'{log.read_text()[-2000:]}\n{shlex.join(sweep.command(run, ROOT))}'
+  )
 
 
 def gather(experiments: list[Experiment]) -> None:
-  """Rows of results for what is done and has none yet."""
   for experiment in experiments:
-    rows = experiment.rows()
-    for run in experiment.runs:
-      folder = sweep.model_dir(run, ROOT)
-      if done(folder) and not sweep.find(run, rows, ROOT):
-        row = sweep.entries(run, ROOT) | _result(folder) | before(run)
-        results.append(experiment.file, row)
-
-
-def before(run: sweep.Run) -> dict[str, float]:
-  """FLOPs of all that a run starts from, where these are runs and known."""
-  folders = [sweep.model_dir(r, ROOT) for r in sweep.parents(run)]
-  spent = [_result(f).get('FLOPs') if done(f) else None for f in folders]
-  return {'before/FLOPs': sum(spent)} if spent and None not in spent else {}
+    outcomes.gather(experiment.file, experiment.runs, ROOT)
 
 
 def train(experiments: list[Experiment], jobs: int) -> list[str]:
@@ -169,7 +134,8 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
     What failed, and why; all that does not start from it was run.
   """
   waiting = missing(experiments)
-  number, began, failures = len(waiting), time.monotonic(), []
+  total, began, failures = len(waiting), time.monotonic(), []
+  steps, ended = sum(map(length, waiting.values())), 0
   shares = core_shares(jobs)
   running: dict[str, tuple[sweep.Run, subprocess.Popen, list[int]]] = {}
   starts = {  # hashed once, not at every look
@@ -178,21 +144,23 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
   }
   try:
     while True:
-      ready = [f for f in waiting if all(map(trained, starts[f]))]
+      # Looked for when there is room, for looking takes time from what runs.
+      ready = [f for f in waiting if shares and all(map(trained, starts[f]))]
       if not (ready or running):
         break
       for folder in ready[: len(shares)]:
         run, cores = waiting.pop(folder), shares.pop()
         running[folder] = run, start(run, cores), cores
-        ended = number - len(waiting) - len(running)
-        print(_progress(run, number - len(waiting), number, ended, began))
+        eta = _eta(time.monotonic() - began, ended, steps)
+        print(f'[{total - len(waiting)}/{total}{eta}] {run["name"]}')
       for folder, (run, process, cores) in list(running.items()):
         if process.poll() is not None:
           del running[folder]
           shares.append(cores)
+          ended += length(run)
           failures += filter(None, [finish(run, process.returncode)])
           gather(experiments)
-      time.sleep(0.2 if running else 0)
+      time.sleep(0.5 if running else 0)
   finally:  # they save their state and go on another time
     for _, process, _ in running.values():
       process.terminate()
@@ -205,9 +173,14 @@ def train(experiments: list[Experiment], jobs: int) -> list[str]:
   return failures
 
 
+def length(run: sweep.Run) -> int:
+  """Steps of a run, to reckon its time by; 1,000 if only its config says."""
+  return run['bindings'].get('train.train.num_steps', 1000)
+
+
 def trained(folder: str) -> bool:
   """Whether it has a model to start from: its run has ended, not diverged."""
-  return done(folder) and 'error' not in _result(folder)
+  return 'error' not in (outcomes.known(ROOT / folder) or {'error': 'not run'})
 
 
 @contextlib.contextmanager
@@ -237,14 +210,11 @@ def core_shares(jobs: int) -> list[list[int]]:
   return [cores[i::jobs] or cores for i in range(jobs)]
 
 
-def _progress(
-  run: Mapping, number: int, total: int, ended: int, began: float
-) -> str:
-  eta = ''
-  if ended:
-    seconds = (time.monotonic() - began) / ended * (total - ended)
-    eta = f', ETA {datetime.timedelta(seconds=round(seconds))}'
-  return f'[{number}/{total}{eta}] {run["name"]}'
+def _eta(seconds: float, ended: int, steps: int) -> str:
+  if not ended:
+    return ''
+  left = datetime.timedelta(seconds=round(seconds / ended * (steps - ended)))
+  return f', ETA {left}'
 
 
 def main() -> None:
@@ -256,15 +226,21 @@ def main() -> None:
       f'Nothing is to be run: --scale={args.scale} --names='
       f'{args.names} fit no run of what was given.'
     )
+  runs = [run for experiment in experiments for run in experiment.runs]
   if args.list:
-    with contextlib.suppress(Busy), alone():  # one that runs gathers itself
-      collect(experiments)
+    try:
+      with alone():
+        outcomes.collect(runs, ROOT)
+        gather(experiments)
+    except Busy:  # it gathers itself
+      print('# A sweep runs here: some of these may be under way.')
     print('\n'.join(commands(missing(experiments))))
     return
   # An end by a signal is one by an error: what runs is told to save.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
   with alone():
-    collect(experiments)
+    outcomes.collect(runs, ROOT)
+    gather(experiments)
     failures = train(experiments, args.jobs)
   for experiment in experiments:
     rows = experiment.rows()

@@ -58,6 +58,8 @@ class Trainer:
         results.append(folder / 'metrics.jsonl', row | values)
     cost = {'step': 2, 'split': 'cost', 'step_flops': 10, 'seconds': 5.0}
     cost |= {} if error else {'peak_memory': 7}
+    if error.startswith('FloatingPointError'):
+      cost['error'] = error
     results.append(folder / 'metrics.jsonl', cost)
     return Ended(bool(error))
 
@@ -185,7 +187,8 @@ def test_a_result_has_the_numbers_of_the_cost(tmp_path):
     {'split': 'cost', 'step_flops': 7, 'cpu': 'a name'},
     {'split': 'train', 'loss': 0.5, 'seconds': 2.0},
     {'split': 'eval', 'loss': 0.5, 'seconds': 2.0},
-    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name', 'tokens': 5},
+    {'split': 'cost', 'step_flops': 7, 'cpu': 'a name', 'tokens': 5}
+    | {'peak_memory': 9},
     {'split': 'train', 'step': 4, 'loss': 0.5, 'seconds': 3.0},
     {'split': 'eval', 'step': 4, 'loss': 0.25, 'seconds': 4.0},
   ]
@@ -199,6 +202,7 @@ def test_a_result_has_the_numbers_of_the_cost(tmp_path):
     'cost/step_flops': 7,
     'cost/cpu': 'a name',
     'cost/tokens': 5,
+    'cost/peak_memory': 9,
     'FLOPs': 21,
     'tokens': 15,
     'curves': {'eval/loss': [[0, 0, 0, 0.5], [3, 21, 2, 0.25]]},
@@ -243,8 +247,9 @@ def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert (lines[0], lines[2]) == ('# Stage 1', '# Stage 2')
   assert 'start.gin' in lines[1] and len(lines) == 3 + 4
-  # A scheduler runs all but one of them.
-  trainer = Trainer(experiment.parent.parent, errors={'sparse_0.3': 'killed'})
+  # A scheduler runs all of them; one diverges and one is killed.
+  errors = {'dense_0.1': 'FloatingPointError: x', 'sparse_0.3': 'killed'}
+  trainer = Trainer(experiment.parent.parent, errors)
   for line in (lines[1], *lines[3:]):
     with (experiment / 'log').open('w') as log:
       trainer(shlex.split(line), stdout=log)
@@ -253,6 +258,7 @@ def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
   assert left == lines[-1]
   rows = results.read(experiment / 'results.jsonl')
   assert [row['name'] for row in rows] == NAMES[:-1]
+  assert [row.get('error') for row in rows] == [errors['dense_0.1'], None, None]
 
 
 def test_one_sweep_at_a_time(experiment, monkeypatch):
@@ -266,12 +272,12 @@ def test_one_sweep_at_a_time(experiment, monkeypatch):
 
 
 def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
-  errors = {'dense_0.1': 'x\nFloatingPointError: step 3 is not finite\nhint'}
+  errors = {'dense_0.1': 'FloatingPointError: step 3 is not finite'}
   assert call(experiment, monkeypatch, errors=errors)[0] is None
   assert 'dense dense_0.3; sparse sparse_0.1' in capsys.readouterr().out
   row = results.read(experiment / 'results.jsonl')[0]
   assert row['error'] == 'FloatingPointError: step 3 is not finite'
-  assert 'eval/loss' not in row
+  assert 'eval/loss' not in row and row['curves']['eval/loss']
   assert (row['FLOPs'], row['seconds'], row['cost/step_flops']) == (20, 5, 10)
 
 

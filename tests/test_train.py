@@ -32,6 +32,7 @@ from upcycle.checkpoints import slots
 from upcycle.checkpoints import state as run_state
 from upcycle.data import augment, images, text, vocabulary
 from upcycle.models import moe, t5, vit
+from upcycle.results import sweep
 
 SMALL = dataclasses.replace(
   TINY, num_encoder_layers=2, num_decoder_layers=1, decoder_moe_layers=(0,)
@@ -309,6 +310,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
   with pytest.raises(FloatingPointError, match=r'step 4 .*\n?.*of step 2'):
     run(corpus, tmp_path, loss=loss, eval_data=None)
   assert run_state.latest_step(tmp_path) == 2
+  assert 'step 4 is not' in sweep.result(tmp_path)['error']
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(corpus, tmp_path):

@@ -123,6 +123,8 @@ def written(
 ) -> Iterator[None]:
   """Writes a run's cost at its beginning, and its peak memory at its end.
 
+  Of one that diverges the error, for those who find the run without its log.
+
   Args:
     writer: of the run's metrics.
     step: that the run begins with or goes on from; there the line is written
@@ -131,7 +133,11 @@ def written(
     values: of `of_run`.
   """
   writer.write_once(step, SPLIT, values)
-  yield
+  try:
+    yield
+  except FloatingPointError as error:
+    writer.write(end, SPLIT, {**values, 'error': f'{error}'})
+    raise
   if step < end:
     writer.write(end, SPLIT, {**values, **peak_memory()})
 

@@ -154,9 +154,13 @@ def time_unit(seconds):
 
 
 def limits(curves, dense):
-  """Vertical limits: of all points, but for first ones far off the others."""
+  """Vertical limits: of what curves come to, and of first points near it.
+
+  That of a model from scratch leaves the figure at its top: what is compared
+  would else be a line at its bottom.
+  """
   means = [values.mean(0) for values in curves]
-  later = np.concatenate([m[1 + len(m) // 10 :] for m in means])
+  later = np.concatenate([m[max(1, len(m) // 3) :] for m in means])
   later = np.append(later, [] if dense is None else dense)
   low, high = np.nanmin(later), np.nanmax(later)
   span = (high - low) or abs(high) or 1.0

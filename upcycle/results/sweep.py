@@ -92,33 +92,40 @@ def find(
   return next(same, None)
 
 
-def result(folder: str | Path) -> dict[str, Any]:
+def result(folder: str | Path) -> dict[str, Any] | None:
   """What came of a run: its last metrics by split, cost, curves and totals.
 
   Metrics are named 'eval/loss'; those of single layers are left out. `curves`
   has, for those that are a quality, [steps, FLOPs, seconds, value] of
   evaluations, see `spent.Run`. `FLOPs`, `tokens` or `images` and `seconds` are
-  of the whole run.
+  of the whole run. One that diverged has no last metrics, but an 'error'.
+
+  Returns:
+    None for a run that has not made all of its steps: it then writes its peak
+    memory.
   """
-  rows = read(folder)
+  there = (Path(folder) / 'metrics.jsonl').exists()
+  rows = read(folder) if there else []
+  costs = [row for row in rows if row['split'] == 'cost']
+  error = [row['error'] for row in costs[-1:] if 'error' in row]
+  if not (error or any('peak_memory' in row for row in costs)):
+    return None
   final = {
     name: value
     for name, value in _final(rows).items()
     if not name.startswith(('train/', 'eval/')) or name.count('/') == 1
   }
+  evaluated = {row['split'] for row in rows} - {'train', 'cost'}
   curves = {
     name: _thinned(curve)
-    for name, curve in spent.of_rows(rows).curves.items()
+    for name, curve in (spent.of_rows(rows).curves if evaluated else {}).items()
     if name in final
   }
+  if error:
+    final.pop('cost/error')
+    final = {k: v for k, v in final.items() if k.startswith('cost/')}
+    final['error'] = error[0]
   return {**_totals(rows), **final, 'curves': curves}
-
-
-def cost(folder: str | Path) -> dict[str, Any]:
-  """What `result` says of a run's cost, so far: also of one that diverged."""
-  rows = _so_far(folder)
-  costs = {k: v for k, v in _final(rows).items() if k.startswith('cost/')}
-  return {**_totals(rows), **costs}
 
 
 def _final(rows: Sequence[Mapping]) -> dict[str, Any]:
@@ -149,18 +156,6 @@ def _totals(rows: Sequence[Mapping]) -> dict[str, Any]:
     if key in per_step:
       found[name] = steps * per_step[key]
   return found
-
-
-def ended(folder: str | Path) -> bool:
-  """Whether a run has made all of its steps: it then writes its peak memory."""
-  costs = (row for row in _so_far(folder) if row['split'] == 'cost')
-  return any('peak_memory' in row for row in costs)
-
-
-def _so_far(folder: str | Path) -> list[dict[str, Any]]:
-  """A run's metrics, none where it has not begun."""
-  there = (Path(folder) / 'metrics.jsonl').exists()
-  return read(folder) if there else []
 
 
 def groups(
