@@ -8,7 +8,8 @@ reads every experiments/NN_name/ with a sweep.py, and its results.jsonl where
 there is one, and writes docs/results.html, which needs nothing else to be
 looked at, docs/results.md with docs/figures/results/, and the table of claims
 between the comments `results` and `/results` of README.md, if it has these.
-The same results give the same bytes.
+Pages of another scale than 'laptop' are docs/results_<scale>.*, and leave the
+README alone. The same results give the same bytes.
 """
 
 import argparse
@@ -25,8 +26,18 @@ def main() -> None:
   args = _parse()
   folders = sorted((args.root / 'experiments').glob('[0-9][0-9]_*'))
   found = report.experiments(folders, args.scale)
-  report_pages.write(found, args.root / 'docs', args.root / 'README.md')
-  print(args.root / 'docs/results.html')
+  from experiments import arms
+
+  docs, usual = args.root / 'docs', args.scale == 'laptop'
+  name = 'results' if usual else f'results_{args.scale}'
+  report_pages.write(
+    found,
+    docs,
+    about=arms.ABOUT.get(args.scale, ''),
+    name=name,
+    readme=args.root / 'README.md' if usual else None,
+  )
+  print(docs / f'{name}.html')
 
 
 def _parse() -> argparse.Namespace:

@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import arms
 from tests import tiny_scripts
 from upcycle import results
 from upcycle.results import (
@@ -85,6 +86,7 @@ def row(run, rng):
     'step': 1100,
     'seconds': 3600.0,
     'FLOPs': curve[-1][1],
+    'images': 1300,
     'cost/cpu': 'a cpu',
     'cost/peak_memory': 5_000_000,
     run['metric']: curve[-1][3],
@@ -124,8 +126,8 @@ def root(tmp_path_factory):
   pictures.mkdir()
   (pictures / 'load.svg').write_text(SQUARE)
   (pictures / 'drift.svg').write_text(SQUARE)
-  captions = json.dumps({'load.svg': 'Load of <all> experts.'})
-  (pictures / 'captions.json').write_text(captions)
+  captions = {'load.svg': 'Load of <all> experts.', 'drift.svg': 'Drift.'}
+  (pictures / 'captions.json').write_text(json.dumps(captions))
   text = 'before\n<!-- results -->\nformer\n<!-- /results -->\nafter\n'
   (root / 'README.md').write_text(text)
   return root
@@ -138,7 +140,8 @@ def found(root):
 
 @pytest.fixture(scope='module')
 def docs(root, found):
-  report_pages.write(found, root / 'docs', root / 'README.md')
+  about, readme = arms.ABOUT['laptop'], root / 'README.md'
+  report_pages.write(found, root / 'docs', about=about, readme=readme)
   return root / 'docs'
 
 
@@ -169,29 +172,32 @@ def test_a_table_of_arms(root, found):
   dense, upcycled = found[1]['parts']['language']['arms']
   assert (dense['arm'], dense['seeds'], dense['FLOPs']) == ('dense', 3, 1e11)
   assert upcycled['seconds'] == 3600 and upcycled['peak memory (MB)'] == 5
-  ends = [r['eval/loss'] for r in rows if r['arm'] == 'upcycled']
+  curves = [
+    np.array(r['curves']['eval/loss']) for r in rows if r['arm'] == 'upcycled'
+  ]
+  ends = [verdicts.reached(curve, 0, 100) for curve in curves]
   low, high = results.interval(ends)
   expected = {'mean': np.mean(ends), 'low': low, 'high': high}
-  assert upcycled['at the end'] == pytest.approx(expected)
+  assert upcycled['at equal steps (100)'] == pytest.approx(expected)
   # The upcycled model has made half of its steps by then.
-  halves = [
-    np.interp(50, *np.array(r['curves']['eval/loss'])[:, [0, 3]].T)
-    for r in rows
-    if r['arm'] == 'upcycled'
-  ]
+  halves = [verdicts.reached(curve, 0, 50) for curve in curves]
   for title in ('at equal FLOPs (1.000e+11)', 'at equal seconds (100)'):
     assert upcycled[title]['mean'] == pytest.approx(np.mean(halves))
   assert dense['at the start']['mean'] == pytest.approx(3, abs=0.01)
   (alone,) = report_values.table(rows[:1])
-  assert alone['at the end'] == rows[0]['eval/loss']
+  assert alone['at equal steps (100)'] > rows[0]['eval/loss']
+  one = {**rows[0], 'curves': {'eval/loss': [[0, 0, 0, 3], [1, 9, 9, 2]]}}
+  assert report_values.reached([one]) == {'at the start': {'dense': [3]}}
 
 
 def test_numbers_of_findings():
   check = verdicts.Check('a', 'b', 'FLOPs', relation='cheaper')
   logs = np.log([2, 1, 4])
   found = verdicts.Finding(check, *logs, 3, verdicts.HOLDS)
-  words = '2.0000 times (1.0000 to 4.0000, 3 seeds)'
+  words = 'b needs 2.00 times as much (1.00 to 4.00, 3 seeds)'
   assert verdicts.numbers(found) == words
+  one = found._replace(check=verdicts.Check('a', 'b'), seeds=1)
+  assert verdicts.numbers(one) == '+0.6931 (1 seed)'
   none = verdicts.find(check, [])
   assert verdicts.numbers(none) == 'no seed has both'
 
@@ -252,6 +258,7 @@ def test_what_is_missing_is_said(found):
   assert parts['language']['setup'] == {
     'seeds': '0, 1, 2',
     'extra steps': '100',
+    'images of a run': '1,300',
     'runs': '6, in 6 hours of compute',
     'machine': 'cpu a cpu',
   }

@@ -172,15 +172,17 @@ def test_script(tmp_path):
   out = run(tmp_path)
   assert out.returncode == 0, out.stderr
   assert out.stdout.count('extrapolated') == 3  # all runs end before
-  fitted = json.loads((tmp_path / 'fit.json').read_text())['language']
+  written = json.loads((tmp_path / 'fit.json').read_text())
+  assert written['scale'] == 'laptop'
+  fits, fitted = written['fits'], written['fits']['language']
   assert fitted['seeds'] == 3
   assert [x['dense'] for x in fitted['crossings']] == [0.25, 0.5, 1]
   for x in fitted['crossings']:
     wanted = scaling.crossing(LAW, x['dense']) / x['dense']
     assert x['share']['mean'] == pytest.approx(wanted, 0.1)
   assert (tmp_path / 'figures/losses.svg').exists()
-  fits = json.loads((tmp_path / 'fit.json').read_text())
-  fits['language']['crossings'][0]['share']['high'] = None  # of infinity
+  assert scaling.answers(fits)['language'].endswith('cost, extrapolated')
+  fitted['crossings'][0]['share']['high'] = None  # of infinity
   named = {row['what']: row['value'] for row in scaling.table(fits)}
   assert len(named) == 7 + 3
   shares = [tables.cell(v) for k, v in named.items() if 'dense budget' in k]
@@ -188,3 +190,13 @@ def test_script(tmp_path):
   assert 'run the experiments first' in run(tmp_path / 'nowhere').stderr
   (tmp_path / '06_pretraining/results.jsonl').write_text('')
   assert 'no results of scale laptop' in run(tmp_path).stderr
+
+
+def test_seeds_that_lack_a_budget_are_left_out():
+  """A redraw of seeds without all budgets could not be fitted."""
+  lacking = rows(shares=(0.25, 1), seeds=(3,))
+  those = [r for r in [*rows(), *lacking] if not r['arm'].startswith('dense')]
+  data, incomplete = scaling.complete(
+    scaling.points(those, 'eval/loss', STEP)[0]
+  )
+  assert incomplete == [3] and {*data.seed} == {0, 1, 2}

@@ -111,6 +111,10 @@ def test_a_run_that_diverged_is_worse_than_all():
   ]
   assert verdicts.find(Check('a', 'b'), diverged).verdict == verdicts.FAILS
   assert verdicts.find(Check('b', 'a'), diverged).verdict == verdicts.HOLDS
+  both = [{**row, 'error': 'not finite'} for row in rows]
+  assert verdicts.find(Check('a', 'b'), both).verdict == verdicts.UNDECIDED
+  # Right after surgery there was something.
+  assert verdicts.find(Check('a', 'b', 'start'), both).mean == 0
   some = [*rows[:2], diverged[2], *rows[3:]]
   assert verdicts.find(Check('a', 'b'), some).verdict == verdicts.UNDECIDED
 
@@ -147,6 +151,12 @@ def test_a_gain_is_compared_with_another():
   ]
   check = Check('a', 'b', beyond=('c', 'd'))
   assert verdicts.find(check, rows).mean == pytest.approx(2 - 3)
+
+
+def test_gains_over_the_same_arm_are_compared():
+  rows = arms((1.0, 2.0, 3.0), (1.5, 2.5, 3.5))
+  check = Check('a', 'b', beyond=('a', 'b'))
+  assert verdicts.find(check, rows)[1:5] == (0, 0, 0, 3)
 
 
 def test_a_claim_is_all_of_its_checks():

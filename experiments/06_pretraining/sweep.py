@@ -18,7 +18,7 @@ BOTH = {
   for share in SHARES
   for name, kind in (('dense', 'dense'), ('upcycled', 'upcycle'))
 }
-SCALES = arms.scales(BOTH, BOTH, only=('laptop', 'early'))
+SCALES = arms.scales(BOTH, BOTH)
 _LAST = 'upcycled from 100%', 'dense from 100%'
 
 

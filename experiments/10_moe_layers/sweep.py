@@ -49,6 +49,11 @@ SCALES = {
     _last(12, last_quarter=3, last_half=6, all_but_the_first=11, all=12),
     only=('base',),
   ),
+  **arms.scales(
+    None,
+    _last(24, last_quarter=6, last_half=12, all_but_the_first=23, all=24),
+    only=('large',),
+  ),
 }
 CHECKS = {
   'vision': (

@@ -39,7 +39,7 @@ def _decoder(c, on):
 
 
 FIGURE = 'start'
-SCALES = arms.scales(drops(True), drops(False), only=('laptop', 'early'))
+SCALES = arms.scales(drops(True), drops(False))
 
 
 def _checks(margin):

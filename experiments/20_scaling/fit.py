@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from upcycle.results import metrics, pictures, scaling, tables
+from upcycle.results import metrics, pictures, scaling, sweep, tables
 from upcycle.results.figures import COLOURS
 
 HERE = Path(__file__).resolve().parent
@@ -45,15 +45,24 @@ def main() -> None:
   read = [row for file in files for row in metrics.read(file)]
   # The newest of a name: those before were of other settings.
   rows = {row['name']: row for row in read if row['scale'] == args.scale}
-  found = {
-    modality: of_rows([r for r in rows.values() if r['modality'] == modality])
-    for modality in dict.fromkeys(r['modality'] for r in rows.values())
-  }
+  found, faults = {}, []
+  for (modality,), those in sweep.groups(rows.values(), 'modality').items():
+    try:
+      found[modality] = of_rows(those)
+    except ValueError as error:
+      faults.append(f'{modality}: {error}')
   if not found:
-    raise ValueError(f'There are no results of scale {args.scale}.')
+    raise ValueError(
+      '; '.join(faults) or f'There are no results of scale {args.scale}.'
+    )
+  for fault in faults:
+    print(fault)
   fits = {name: fitted for name, (_, fitted) in found.items()}
   # JSON has no infinity: null stands for it.
-  plain = json.loads(json.dumps(fits), parse_constant=lambda _: None)
+  plain = json.loads(
+    json.dumps({'scale': args.scale, 'fits': fits}),
+    parse_constant=lambda _: None,
+  )
   text = json.dumps(plain, indent=2) + '\n'
   metrics.write_text(args.output / 'fit.json', text)
   draw = {'losses': (functools.partial(losses, found), CAPTION)}
@@ -74,6 +83,9 @@ def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
     METRIC,
     _dense_step(rows),
   )
+  data, incomplete = scaling.complete(data)
+  if incomplete:
+    print(f'Without seeds {incomplete}, which lack a dense budget or scratch.')
   budgets = np.unique(data.dense[data.dense > 0])
   names = scaling.Law._fields
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from upcycle.results import scaling, verdicts
 
-CLAIMS = ()
+CLAIMS = ('C4',)
 TITLE = 'Scaling laws'
 QUESTION = (
   'How does the loss depend on what the dense model has cost and on what was '
@@ -25,10 +25,19 @@ COMMANDS = (
 )
 
 
-def table():
-  """What fit.py has found, if it was run."""
+def _fits(scale):
+  """What fit.py has found at a scale, if it was run."""
   file = Path(__file__).with_name('fit.json')
-  return scaling.table(json.loads(file.read_text())) if file.exists() else []
+  found = json.loads(file.read_text()) if file.exists() else {}
+  return found.get('fits', {}) if found.get('scale') == scale else {}
+
+
+def table(scale):
+  return scaling.table(_fits(scale))
+
+
+def answers(scale):
+  return scaling.answers(_fits(scale))
 
 
 summary = verdicts.summary(CHECKS)

@@ -14,13 +14,14 @@ import argparse
 import functools
 import json
 from pathlib import Path
+import runpy
 import sys
 
 import layout
 import numpy as np
 import token_figures
 
-from upcycle.results import metrics, pictures
+from upcycle.results import metrics, pictures, sweep
 from upcycle.results.figures import COLOURS
 
 HERE = Path(__file__).resolve().parent
@@ -50,9 +51,13 @@ def trained() -> dict[str, Path]:
   """
   file = HERE / 'results.jsonl'
   rows = metrics.read(file) if file.exists() else []
-  # The newest, of those that ended.
-  rows = [row for row in rows if 'error' not in row]
-  runs = {row['modality']: ROOT / row['model_dir'] for row in rows}
+  asked = runpy.run_path(str(HERE / 'sweep.py'))['SCALES']['laptop']
+  made = [sweep.find({'scale': 'laptop', **run}, rows) for run in asked]
+  runs = {
+    row['modality']: ROOT / row['model_dir']
+    for row in made
+    if row and 'error' not in row
+  }
   lacking = layout.NAMES.keys() - runs.keys()
   if lacking:
     raise ValueError(

@@ -2,11 +2,12 @@
 """The report of all experiments: from their folders to plain dicts.
 
 A sweep.py says what is asked and what the paper found, which runs answer it,
-and its checks: `NEEDED` has the names. Five more are optional: ENTRIES, what
+and its checks: `NEEDED` has the names. Six more are optional: ENTRIES, what
 its runs have in common and do not say themselves; chosen(rows), those that
-count; FIGURE, how they are drawn, of `report_figures.KINDS`; table(), rows of
-what was computed from them; and COMMANDS, what makes its results, where that is
-not scripts/sweep.py alone.
+count; FIGURE, how they are drawn, of `report_figures.KINDS`; table(scale), rows
+of what was computed from them, and answers(scale), what that says of a claim by
+modality; and COMMANDS, what makes its results, where that is not
+scripts/sweep.py alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,6 +70,7 @@ def experiment(
     for modality in MODALITIES
     if _of(runs, modality)
   }
+  table = found['table'](scale) if 'table' in found else []
   return {
     'name': folder.name,
     'title': found['TITLE'],
@@ -79,8 +81,10 @@ def experiment(
     'parts': parts,
     # What the table of arms, of one metric, does not say.
     'text': found['summary'](ended) if 'chosen' in found and ended else '',
-    'pictures': _pictures(folder / 'figures'),
-    'table': found.get('table', list)(),
+    # They are of one scale: that which is run, or computed from what was.
+    'pictures': _pictures(folder / 'figures') if parts or table else [],
+    'table': table,
+    'answers': found['answers'](scale) if 'answers' in found else {},
     'commands': [
       c.format(name=folder.name, scale=scale)
       for c in found.get('COMMANDS', (COMMAND,))
@@ -119,7 +123,7 @@ def by_claim(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _answer(one: Mapping[str, Any], modality: str) -> str:
   given = one['parts'].get(modality)
   if not given:
-    return ''
+    return one['answers'].get(modality, '')
   return f'**{given["verdict"]}**' + (given['why'] and f': {given["why"]}')
 
 
@@ -137,14 +141,15 @@ def _of(rows: Iterable[Row], modality: str) -> list[Row]:
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:
-  """SVGs that other code made, with their captions of captions.json."""
+  """SVGs that other code made, with their captions, as captions.json is."""
   file = folder / 'captions.json'
   captions = json.loads(file.read_text()) if file.exists() else {}
   return [
     {
-      'file': path.name,
-      'svg': svg.clean(path.read_text()),
-      'caption': captions.get(path.name, ''),
+      'file': name,
+      'title': Path(name).stem,
+      'svg': svg.clean((folder / name).read_text()),
+      'caption': caption,
     }
-    for path in sorted(folder.glob('*.svg'))
+    for name, caption in captions.items()
   ]

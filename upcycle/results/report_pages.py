@@ -6,45 +6,69 @@ from pathlib import Path
 import re
 from typing import Any
 
-from upcycle.results import report, svg, tables
+from upcycle.results import report, svg, tables, verdicts
 from upcycle.results.metrics import write_text
 
-FIGURES = 'figures/results'
+FIGURES = 'figures'
+BARS = (
+  'Bars and bands are bootstrap intervals: of three seeds, from the least to '
+  'the greatest.'
+)
 MARKED = re.compile(r'(<!-- results -->\n).*?(<!-- /results -->)', re.DOTALL)
 
 
-def write(found: Sequence[Mapping[str, Any]], docs: Path, readme: Path) -> None:
-  """Writes results.html, results.md and its figures; updates the README.
+def write(
+  found: Sequence[Mapping[str, Any]],
+  docs: Path,
+  *,
+  about: str = '',
+  name: str = 'results',
+  readme: Path | None = None,
+) -> None:
+  """Writes name.html, name.md and its figures; updates the README.
 
   Args:
     found: of `report.experiments`.
     docs: the folder of the pages, beside that of the experiments.
+    about: what is common to all runs, for the top of the pages.
+    name: of the pages, and of their figures' folder, which is theirs alone.
     readme: gets the table of claims between its comments `results` and
       `/results`, if it has these.
   """
-  for name, text in _figures(found):
-    write_text(docs / FIGURES / name, svg.alone(text))
-  write_text(docs / 'results.html', html(found))
-  write_text(docs / 'results.md', markdown(found))
-  if readme.exists():
-    page = f'{docs.name}/results.md'
+  figures = docs / FIGURES / name
+  drawn = _figures(found)
+  for file, text in drawn.items():
+    write_text(figures / file, svg.alone(text))
+  for file in {f.name for f in figures.glob('*.svg')} - drawn.keys():
+    (figures / file).unlink()
+  write_text(docs / f'{name}.html', html(found, about))
+  write_text(docs / f'{name}.md', markdown(found, about, name))
+  if readme and readme.exists():
+    page = f'{docs.name}/{name}.md'
     table = tables.markdown(report.claims(found, page), ())
     text = MARKED.sub(rf'\g<1>\n{_literal(table)}\n\2', readme.read_text())
     write_text(readme, text)
 
 
-def html(found: Sequence[Mapping[str, Any]]) -> str:
+def html(found: Sequence[Mapping[str, Any]], about: str = '') -> str:
   """The page, with all that it shows in it."""
-  return _render('results.html.j2', found)
+  return _render('results.html.j2', found, about)
 
 
-def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+def markdown(
+  found: Sequence[Mapping[str, Any]], about: str = '', name: str = 'results'
+) -> str:
   """The page in Markdown, which links to the figures."""
-  text = _render('results.md.j2', found)
+  text = _render('results.md.j2', found, about, f'{FIGURES}/{name}')
   return re.sub(r'\n{3,}', '\n\n', text).rstrip() + '\n'
 
 
-def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:
+def _render(
+  template: str,
+  found: Sequence[Mapping[str, Any]],
+  about: str,
+  figures: str = '',
+) -> str:
   import jinja2
 
   environment = jinja2.Environment(
@@ -64,19 +88,19 @@ def _render(template: str, found: Sequence[Mapping[str, Any]]) -> str:
     experiments=report.by_claim(found),
     modalities=report.MODALITIES,
     claims=report.claims(found),
-    figures=FIGURES,
+    rule=f'{verdicts.RULE} {BARS}',
+    about=about,
+    figures=figures,
   )
 
 
-def _figures(
-  found: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, str]]:
-  return [
-    (f'{one["name"]}_{modality}.svg', part['figure']['svg'])
+def _figures(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  return {
+    f'{one["name"]}_{modality}.svg': part['figure']['svg']
     for one in found
     for modality, part in one['parts'].items()
     if part['figure']['svg']
-  ]
+  }
 
 
 def _literal(text: str) -> str:

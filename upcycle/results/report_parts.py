@@ -8,6 +8,7 @@ from upcycle.results import (
   compare,
   report_figures,
   report_values,
+  tables,
   verdicts,
 )
 
@@ -52,7 +53,7 @@ def setup(rows: Sequence[Row]) -> dict[str, str]:
   machines = [
     [
       f'{key} {row[f"cost/{key}"]}'
-      for key in compare.MACHINE
+      for key in (*compare.MACHINE, 'jaxlib', 'flax', 'optax', 'python')
       if f'cost/{key}' in row
     ]
     for row in rows
@@ -61,6 +62,11 @@ def setup(rows: Sequence[Row]) -> dict[str, str]:
   said = {
     'seeds': _list(row['seed'] for row in rows),
     'extra steps': _list(f'{end[0]:,.0f}' for end in ends),
+    **{
+      f'{unit} of a run': _list(tables.number(n) for n in by_unit)
+      for unit in ('tokens', 'images')
+      if (by_unit := [row[unit] for row in rows if unit in row])
+    },
     'runs': f'{len(rows)}, in {hours:.2g} hours of compute' if rows else '',
     'machine': '; '.join(sorted({', '.join(m) for m in machines if m})),
   }

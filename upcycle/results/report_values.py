@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from upcycle.results import compare, sweep
+from upcycle.results import sweep, verdicts
 from upcycle.results.metrics import interval
 from upcycle.results.spent import AXES
 from upcycle.results.tables import Table, number
@@ -37,20 +37,25 @@ def curves(rows: Iterable[Row]) -> dict[str, list[np.ndarray]]:
 def reached(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
   """By title and arm the seeds' values of their metric.
 
-  They are those right after surgery, at the end, and at the most FLOPs and
-  seconds that all runs have spent, as far as these are known.
+  They are those right after surgery, and what is reached (see `verdicts`) by
+  the most steps, FLOPs and seconds that all runs have spent, as far as these
+  are known. Runs of one step are for the evaluation before it. Of runs without
+  curves it is what they have at their end.
   """
   lines = curves(rows)
-  ends = by_arm(row for row in rows if row['metric'] in row)
-  found = {
-    START: {arm: [c[0, 3] for c in those] for arm, those in lines.items()},
-    END: {arm: [r[r['metric']] for r in those] for arm, those in ends.items()},
-  }
-  for axis, unit in enumerate(AXES):
-    most, values = compare.at_equal(lines, axis) if lines else (np.nan, {})
-    if unit != 'steps' and np.isfinite(most):
-      found[f'at equal {unit} ({number(most)})'] = values
-  return {title: values for title, values in found.items() if values}
+  if not lines:
+    ends = by_arm(row for row in rows if row['metric'] in row)
+    values = {arm: [r[r['metric']] for r in x] for arm, x in ends.items()}
+    return {END: values} if values else {}
+  found = {START: {arm: [c[0, 3] for c in x] for arm, x in lines.items()}}
+  spent = np.array([c[-1, :3] for those in lines.values() for c in those])
+  for axis, most in enumerate(spent.min(0)):
+    if np.isfinite(most) and spent[:, 0].min() > 1:
+      found[f'at equal {AXES[axis]} ({number(most)})'] = {
+        arm: [verdicts.reached(c, axis, most) for c in those]
+        for arm, those in lines.items()
+      }
+  return found
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from upcycle.results.tables import Table
+from upcycle.results import tables
 
 Row = Mapping[str, Any]
 # Of a curve, what comes before this share of it is left out: the initial drop
@@ -104,6 +104,18 @@ def points(
     )
   seed, dense, extra, loss = table.T
   return Points(seed.astype(int), dense / unit, extra / unit, loss), unit
+
+
+def complete(data: Points) -> tuple[Points, list[int]]:
+  """The points of seeds that have all dense budgets, and the other seeds.
+
+  A redraw of seeds can then be fitted whenever the whole can.
+  """
+  budgets = {s: {*data.dense[data.seed == s]} for s in data.seed.tolist()}
+  whole = set().union(*budgets.values())
+  lacking = sorted(s for s, have in budgets.items() if have != whole)
+  kept = ~np.isin(data.seed, lacking)
+  return Points(*(x[kept] for x in data)), lacking
 
 
 def fit(data: Points, start: Law | None = None) -> Law:
@@ -258,7 +270,7 @@ def _logs(law: Law) -> Law:
   return law._replace(A=np.log(law.A), S=np.log(law.S))
 
 
-def table(fits: Mapping[str, Mapping]) -> Table:
+def table(fits: Mapping[str, Mapping]) -> tables.Table:
   """A row a parameter, and one a dense budget; of what fit.py writes."""
   found = []
   for modality, fitted in fits.items():
@@ -267,15 +279,33 @@ def table(fits: Mapping[str, Mapping]) -> Table:
       for name, value in fitted['law'].items()
     ]
     for crossing in fitted['crossings']:
-      share = _known(crossing['share'])
-      end = share['mean'] * crossing['dense']
-      beyond = ', extrapolated' if end > crossing['measured'] else ''
+      share, beyond = _crossing(crossing)
       what = (
         'scratch is better after, as a share of a dense budget of '
         f'{crossing["dense"]:.3g}{beyond}'
       )
       found.append({'of': modality, 'what': what, 'value': share})
   return found
+
+
+def answers(fits: Mapping[str, Mapping]) -> dict[str, str]:
+  """By modality when scratch overtakes, for the largest dense budget."""
+  found = {}
+  for modality, fitted in fits.items():
+    crossing = max(fitted['crossings'], key=lambda one: one['dense'])
+    share, beyond = _crossing(crossing)
+    found[modality] = (
+      f'from scratch is better after {tables.cell(share)} times the dense '
+      f'cost{beyond}'
+    )
+  return found
+
+
+def _crossing(crossing: Mapping) -> tuple[dict[str, float], str]:
+  """As a share of the dense budget, and whether that was not measured."""
+  share = _known(crossing['share'])
+  end = share['mean'] * crossing['dense']
+  return share, ', extrapolated' if end > crossing['measured'] else ''
 
 
 def _known(value: Mapping[str, float | None]) -> dict[str, float]:

@@ -11,7 +11,7 @@ the last third of what was spent. 'above' holds where the interval is above 0
 and fails where it is below; 'equal' holds where it is within the margin that
 counts as equal and fails where it is beyond. All else is undecided, and so is
 everything with fewer than three seeds. A run that diverged is worse than any
-that did not.
+that did not, but for what was measured before; two that did are not compared.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +25,17 @@ HOLDS, FAILS, UNDECIDED = 'holds', 'does not hold at this scale', 'undecided'
 NO_CLAIM = 'no claim'
 SEEDS = 3  # fewer decide nothing
 TAIL = 1 / 3  # of what was spent, over which a curve is averaged
+# For those who read what is found.
+RULE = (
+  "A claim holds where the 95% intervals (Student's t) of its differences over "
+  'seeds are on its side, does not hold at this scale where one is on the '
+  'other, and is undecided otherwise, as with fewer than three seeds. '
+  'Differences are of runs with the same seed, positive where the arm named '
+  'first is better, and of what their curves have reached: means over the last '
+  'third of the steps, operations or seconds that are compared. To be within a '
+  'margin, fixed before the runs, the whole interval has to be. A run that '
+  'diverged is worse than any that did not.'
+)
 Row = Mapping[str, Any]
 
 
@@ -78,7 +89,7 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
   for row in rows:
     if row['arm'] in arms:
       seeds.setdefault(row['seed'], {})[row['arm']] = row
-  complete = [by for by in seeds.values() if len(by) == len(arms)]
+  complete = [by for by in seeds.values() if len(by) == len({*arms})]
   if check.metric:  # what not every scale measures
     complete = [by for by in complete if _have(check, by.values())]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
@@ -100,27 +111,40 @@ def difference(check: Check, first: Row, second: Row) -> float:
   """How much better one run is than another, in the metric's units."""
   metric = check.metric or first['metric']
   better = spent.sign(metric)
+  measured = [r.get('curves', {}).get(metric) for r in (first, second)]
+  if check.at == 'start' and all(measured):
+    a, b = (curve[0][3] for curve in measured)
+    return float(better * (a - b))
   if 'error' in first or 'error' in second:
     both = 'error' in first and 'error' in second
-    return 0.0 if both else (-np.inf if 'error' in first else np.inf)
+    return np.nan if both else (-np.inf if 'error' in first else np.inf)
   if check.at == 'end':
     return float(better * (first[metric] - second[metric]))
-  curves = [np.array(r['curves'][metric], float) for r in (first, second)]
-  if check.at == 'start':
-    a, b = (curve[0, 3] for curve in curves)
-    return float(better * (a - b))
+  curves = [np.array(curve, float) for curve in measured]
   axis = spent.AXES.index(check.at)
   if check.relation == 'cheaper':
-    value = _reached(curves[1], axis, curves[1][-1, axis])
+    value = reached(curves[1], axis, curves[1][-1, axis])
     a, b = (_needed(c, axis, value, better) for c in curves)
     return float(np.log(b / a))
   most = check.share * min(curve[-1, axis] for curve in curves)
 
   def ahead(spent_by_both: float) -> float:
-    a, b = (_reached(curve, axis, spent_by_both) for curve in curves)
+    a, b = (reached(curve, axis, spent_by_both) for curve in curves)
     return better * (a - b)
 
   return ahead(most) - (ahead(most / 2) if check.relation == 'widens' else 0)
+
+
+def reached(curve: np.ndarray, axis: int, most: float) -> float:
+  """The mean of a curve over the last third of what was spent.
+
+  Args:
+    curve: [N, 4], see `spent.Run`.
+    axis: of `spent.AXES`.
+    most: what was spent.
+  """
+  spent_by_then = np.linspace((1 - TAIL) * most, most, 49)
+  return float(np.interp(spent_by_then, curve[:, axis], curve[:, 3]).mean())
 
 
 def t_interval(
@@ -150,12 +174,6 @@ def t_interval(
 def _of_seed(check: Check, first: Row, second: Row, *beyond: Row) -> float:
   taken_off = difference(check, *beyond) if beyond else 0.0
   return difference(check, first, second) - taken_off
-
-
-def _reached(curve: np.ndarray, axis: int, most: float) -> float:
-  """The mean of a curve over the last third of what was spent."""
-  spent_by_then = np.linspace((1 - TAIL) * most, most, 49)
-  return float(np.interp(spent_by_then, curve[:, axis], curve[:, 3]).mean())
 
 
 def _needed(curve: np.ndarray, axis: int, value: float, better: int) -> float:
@@ -196,12 +214,15 @@ def numbers(finding: Finding) -> str:
   """Its mean and interval, of what is cheaper as a factor."""
   if not finding.seeds:
     return 'no seed has both'
-  found = np.array(finding[1:4])
-  times, sign = '', '+'
+  found, form = np.array(finding[1:4]), '+.4f'
   if finding.check.relation == 'cheaper':
-    found, times, sign = np.exp(found), ' times', ''
-  mean, low, high = (f'{x:{sign}.4f}' for x in found)
-  return f'{mean}{times} ({low} to {high}, {finding.seeds} seeds)'
+    found, form = np.exp(found), '.2f'
+  mean, low, high = (f'{x:{form}}' for x in found)
+  if finding.check.relation == 'cheaper':
+    mean = f'{finding.check.second} needs {mean} times as much'
+  if finding.seeds == 1:
+    return f'{mean} (1 seed)'
+  return f'{mean} ({low} to {high}, {finding.seeds} seeds)'
 
 
 def claim(check: Check) -> str:
