@@ -190,6 +190,24 @@ def test_a_table_of_arms(root, found):
   assert report_values.reached([one]) == {'at the start': {'dense': [3]}}
 
 
+def test_what_seeds_have_in_common_hides_nothing(root):
+  """Where a seed is better in all its arms, intervals do not show it."""
+  rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
+  far = json.loads(json.dumps(rows))
+  for row in far:
+    for point in row['curves']['eval/loss']:
+      point[3] += 10 * row['seed']
+  was, found = (
+    report_values.reached(far),
+    report_values.reached(report_values.levelled(far)),
+  )
+  for title, by in found.items():
+    for arm, values in by.items():
+      assert np.ptp(values) < 0.1 < 10 < np.ptp(was[title][arm])
+      assert np.mean(values) == pytest.approx(np.mean(was[title][arm]))
+  assert report_values.levelled(far[:-1]) == far[:-1]
+
+
 def test_numbers_of_findings():
   check = verdicts.Check('a', 'b', 'FLOPs', relation='cheaper')
   logs = np.log([2, 1, 4])
@@ -212,7 +230,7 @@ def test_without_a_check_that_decides_there_is_no_claim(root):
 
 def test_figures_suit_their_arms(root):
   rows = results.read(root / 'experiments/03_core/results.jsonl')[1:7]
-  many = [{**r, 'arm': f'{r["arm"]} {i}'} for i in range(3) for r in rows]
+  many = [{**r, 'arm': f'{r["arm"]} {i}'} for i in range(4) for r in rows]
   bare = [{k: v for k, v in r.items() if k != 'curves'} for r in rows]
   shares = [r | {'before/FLOPs': 4e11} for r in rows]
   unknown = json.loads(json.dumps(rows))

@@ -359,6 +359,10 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
       for check in checks:
         for arm in (check.first, check.second, *check.beyond):
           assert (modality, arm) in arms, f'{check} has no arm {arm}'
+    bare = {k: v for k, v in rows[0].items() if k not in made}
+    diverged = bare | {'error': 'FloatingPointError'}
+    for those in (rows, [diverged, *rows[1:]], [diverged]):
+      assert isinstance(found['summary'](those), str)
     assert found['summary'](rows)
 
 

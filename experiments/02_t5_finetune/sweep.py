@@ -112,8 +112,8 @@ def chosen(rows):
 
 def summary(rows):
   """Each arm at the rate that validation chooses: its scores and intervals."""
-  lines = []
-  for arm, ((rate,), those, metric) in best(rows).items():
+  lines, ended = [], [row for row in rows if 'error' not in row]
+  for arm, ((rate,), those, metric) in (best(ended) if ended else {}).items():
     lines.append(f'{arm}: {rate} is best on validation, {len(those)} seeds')
     for name in those[0]:
       if name.startswith((metric.removesuffix('mean'), 'eval/loss')):

@@ -16,8 +16,9 @@ LABELS = {
   'eval/accuracy': 'validation accuracy',
   'test/accuracy': 'test accuracy',
   'test/mean': 'mean test score',
+  'fewshot/10shot/mnist': '10-shot accuracy, MNIST',
 }
-MOST_CURVES = 5
+MOST_CURVES = 6
 FLOPS = ('P', 1e15), ('T', 1e12), ('G', 1e9), ('', 1)
 
 
@@ -37,7 +38,11 @@ def figure(rows: Sequence[Row], kind: str = '') -> dict[str, str]:
   kind = kind or ('curves' if few else 'final')
   draw, caption = KINDS[kind if lines else 'final']
   metric = rows[0]['metric']
-  return {'svg': draw(rows, LABELS.get(metric, metric)), 'caption': caption}
+  drawn = report_values.levelled(rows)
+  return {
+    'svg': draw(drawn, LABELS.get(metric, metric)),
+    'caption': caption + (LEVELLED if drawn is not rows else ''),
+  }
 
 
 def curves(rows: Sequence[Row], label: str) -> str:
@@ -68,9 +73,7 @@ def curves(rows: Sequence[Row], label: str) -> str:
       panel.set(xlabel=f'extra {unit}', ylim=(low, high))
     panels[0].set(ylabel=label)
     handles = panels[0].get_legend_handles_labels()
-    panels[0].figure.legend(
-      *handles, loc='outside upper left', ncols=len(lines)
-    )
+    panels[0].figure.legend(*handles, loc='outside upper left', ncols=4)
 
   return svg.drawn(len(known), 3.5, draw)
 
@@ -104,6 +107,10 @@ KINDS = {
     'small dots are seeds.',
   ),
 }
+LEVELLED = (
+  ' Seeds are moved to a common level, the mean of their arms, for it is how '
+  'arms of one seed differ that counts.'
+)
 
 
 def _dots(

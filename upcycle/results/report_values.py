@@ -58,6 +58,32 @@ def reached(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
   return found
 
 
+def levelled(rows: Sequence[Row]) -> Sequence[Row]:
+  """Rows whose curves are moved to where their seed would be an average one.
+
+  A seed's dense model decides where all its arms are, and that hides by how
+  much they differ (Cousineau, 2005). Rows stay as they are where arms are not
+  of the same seeds, or of one.
+  """
+  having = [row for row in rows if row['metric'] in row.get('curves', {})]
+  seeds = {arm: {r['seed'] for r in of} for arm, of in by_arm(having).items()}
+  common = {frozenset(those) for those in seeds.values()}
+  if len(common) != 1 or len(*common) < 2:
+    return rows
+  curves = [np.array(row['curves'][row['metric']], float) for row in having]
+  most = min(curve[-1, 0] for curve in curves)
+  levels: dict[int, list[float]] = {}
+  for row, curve in zip(having, curves, strict=True):
+    reached = verdicts.reached(curve, 0, most)
+    levels.setdefault(row['seed'], []).append(reached)
+  own = {seed: np.mean(those) for seed, those in levels.items()}
+  moved = []
+  for row, curve in zip(having, curves, strict=True):
+    curve[:, 3] += np.mean([*own.values()]) - own[row['seed']]
+    moved.append({**row, 'curves': {row['metric']: curve}})
+  return moved
+
+
 def table(rows: Sequence[Row]) -> Table:
   """A row an arm: seeds, its metric, what it spent. Empty columns are left out.
 

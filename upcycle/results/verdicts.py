@@ -90,8 +90,8 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
     if row['arm'] in arms:
       seeds.setdefault(row['seed'], {})[row['arm']] = row
   complete = [by for by in seeds.values() if len(by) == len({*arms})]
-  if check.metric:  # what not every scale measures
-    complete = [by for by in complete if _have(check, by.values())]
+  # Not every scale measures everything.
+  complete = [by for by in complete if _have(check, by.values())]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
   if not len(found):
     return Finding(check, np.nan, np.nan, np.nan, 0, UNDECIDED)
@@ -102,7 +102,9 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
 
 def _have(check: Check, rows: Iterable[Row]) -> bool:
   return all(
-    'error' in r or check.metric in (r if check.at == 'end' else r['curves'])
+    'error' in r
+    or (check.metric or r['metric'])
+    in (r if check.at == 'end' else r['curves'])
     for r in rows
   )
 
