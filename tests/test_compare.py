@@ -178,6 +178,16 @@ def test_different_machines_are_noted():
   assert 'sparse on' in note and 'cpu another' in note
 
 
+def test_memory_of_other_things_is_noted():
+  runs = [
+    spent.of_rows(metrics(SPARSE, 2, SPARSE_COST | {'memory_of': of}))
+    for of in ('host', 'device')
+  ]
+  (note,) = compare.notes({'sparse': runs})
+  assert note.startswith('Peak memory is of the fullest device in some runs')
+  assert not compare.notes({'sparse': runs[:1]})
+
+
 @pytest.fixture
 def folders(tmp_path):
   """A dense run of two seeds and a sparse run, as arguments of the script."""

@@ -116,6 +116,12 @@ def notes(arms: Arms) -> list[str]:
       + '; '.join(f'{name} on {where}' for where, name in machines.items())
       + '.'
     )
+  runs = [r for arm in arms.values() for r in arm]
+  if len({r.cost['memory_of'] for r in runs if 'memory_of' in r.cost}) > 1:
+    found.append(
+      'Peak memory is of the fullest device in some runs, and of the whole '
+      'process in others, whose devices do not count it.'
+    )
   return found
 
 
