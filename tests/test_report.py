@@ -44,6 +44,7 @@ CHECKS = (
   Check('upcycled', 'dense'), Check('upcycled', 'dense', 'FLOPs'),
   Check('dense', 'upcycled', 'seconds', decides=False),
 )
+NOTES = {'laptop': 'Few & small.'}
 summary = verdicts.summary(CHECKS)
 """
 WAITING = CORE.replace("'C1', 'C2'", "'C8',").replace('Core', 'Waiting')
@@ -367,7 +368,7 @@ def test_markdown_links_to_what_is_there(docs):
       assert f'<a id="{link[1:]}"></a>' in text
     else:
       assert (docs / link).exists(), link
-  assert '    12 rows & more' in text
+  assert '    12 rows & more' in text and '\nNote: Few & small.\n' in text
   assert '\n\n\n' not in text
 
 
@@ -405,6 +406,7 @@ def test_the_page_stands_alone(docs):
   text = ' '.join(' '.join(page.data).split())
   for words in (
     'P & Q: < 1.',
+    'Few & small.',
     'Load of <all> experts.',
     'FloatingPointError: step 7',
     'does not hold at this scale',

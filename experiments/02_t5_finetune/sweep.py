@@ -17,6 +17,13 @@ PAPER = (
   'Figure 3: what upcycling gains upstream is still there after finetuning on '
   'SuperGLUE, though noisier: Base and Large are ahead by 1.5 to 2 points.'
 )
+NOTES = {
+  'laptop': (
+    'Seeds are of finetuning: both arms start from one upstream run each, that '
+    'of the upcycled model being behind (a loss of 3.749 against 3.734), so '
+    "that the claim's premise is not met."
+  )
+}
 DENSE = {'t5.preset.encoder_moe': None, 't5.preset.decoder_moe': None}
 # Where the checkpoint is, and what differs from the config.
 ARMS = {'dense': ('dense', DENSE), 'upcycled': ('upcycle', {})}

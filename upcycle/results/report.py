@@ -2,12 +2,12 @@
 """The report of all experiments: from their folders to plain dicts.
 
 A sweep.py says what is asked and what the paper found, which runs answer it,
-and its checks: `NEEDED` has the names. Six more are optional: ENTRIES, what
-its runs have in common and do not say themselves; chosen(rows), those that
-count; FIGURE, how they are drawn, of `report_figures.KINDS`; table(scale), rows
-of what was computed from them, and answers(scale), what that says of a claim by
-modality; and COMMANDS, what makes its results, where that is not
-scripts/sweep.py alone.
+and its checks: `NEEDED` has the names. More are optional: NOTES, by scale what
+to know before one believes the numbers; ENTRIES, what its runs have in common
+and do not say themselves; chosen(rows), those that count; FIGURE, how they are
+drawn, of `report_figures.KINDS`; table(scale), rows of what was computed from
+them, and answers(scale), what that says of a claim by modality; and COMMANDS,
+what makes its results, where that is not scripts/sweep.py alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +77,7 @@ def experiment(
     'claims': ', '.join(found['CLAIMS']),
     'question': found['QUESTION'],
     'paper': found['PAPER'],
+    'note': found.get('NOTES', {}).get(scale, ''),
     'scale': scale,
     'parts': parts,
     # What the table of arms, of one metric, does not say.
