@@ -18,10 +18,9 @@ share the cores, each on its own ones.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import datetime
-import fcntl
 import os
 from pathlib import Path
 import re
@@ -38,10 +37,6 @@ from upcycle.results import outcomes, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # sweeps import experiments.arms
-
-
-class Busy(ValueError):
-  """Another sweep runs here."""
 
 
 class Experiment(NamedTuple):
@@ -183,23 +178,12 @@ def trained(folder: str) -> bool:
   return 'error' not in (outcomes.known(ROOT / folder) or {'error': 'not run'})
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-  """Refuses a second sweep here, which would train the same runs.
-
-  Raises:
-    Busy: there is one.
-  """
-  file = ROOT / 'runs/sweeps/.lock'
-  file.parent.mkdir(parents=True, exist_ok=True)
-  with file.open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise Busy(
-        'Another sweep runs here. Give it all experiments, or more --jobs.'
-      ) from None
-    yield
+def alone() -> contextlib.AbstractContextManager[None]:
+  """Refuses a second sweep here, which would train the same runs."""
+  return results.held(
+    ROOT / 'runs/sweeps',
+    'Another sweep runs here. Give it all experiments, or more --jobs.',
+  )
 
 
 def core_shares(jobs: int) -> list[list[int]]:
@@ -232,7 +216,7 @@ def main() -> None:
       with alone():
         outcomes.collect(runs, ROOT)
         gather(experiments)
-    except Busy:  # it gathers itself
+    except results.Busy:  # it gathers itself
       print('# A sweep runs here: some of these may be under way.')
     print('\n'.join(commands(missing(experiments))))
     return

@@ -313,6 +313,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
   assert 'step 4 is not' in sweep.result(tmp_path)['error']
 
 
+def test_a_folder_that_another_process_trains_in_is_left_alone(
+  corpus, tmp_path
+):
+  run(corpus, tmp_path, num_steps=2)
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  with results.held(tmp_path), pytest.raises(ValueError, match='Another proc'):
+    run(corpus, tmp_path, num_steps=3)
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+  assert run(corpus, tmp_path, num_steps=3).step == 3
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run(corpus, tmp_path):
   """Where the loss is finite, before its update is saved."""
 

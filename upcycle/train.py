@@ -83,7 +83,8 @@ def train(
     The final state.
 
   Raises:
-    ValueError: model_dir holds another run, or something does not fit.
+    ValueError: model_dir holds another run, or one that another process is
+      training, or something does not fit.
     FloatingPointError: a loss was not finite; the checkpoints before stay.
     preemption.Preempted: SIGTERM came; the state is saved.
   """
@@ -125,6 +126,7 @@ def train(
     _write_down(folder, config(), receipt)
     first = jax.process_index() == 0
     with (
+      results.held(folder, enabled=first),
       preemption.Watch(step) as watch,
       run_state.manager(folder, keep_checkpoints) as saved,
       results.Writer(folder, resume_step=resume, enabled=first) as writer,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder, and whether it belongs to the run that is asked for."""
+"""A run's folder, whether it is that of the run that is asked for, and free."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 from pathlib import Path
 import re
 
@@ -11,6 +14,39 @@ MAY_CHANGE = (
   r'|(partition\.)?make_mesh\.|.*\bMoeConfig\.exchange\b|(\w+\.)*(pipelined'
   r'|hierarchical|flat)\.|MODEL_DIR'
 )
+
+
+class Busy(ValueError):
+  """Another process writes to a folder."""
+
+
+@contextlib.contextmanager
+def held(folder: Path, why: str = '', enabled: bool = True) -> Iterator[None]:
+  """Holds a folder for as long as this process writes to it.
+
+  The lock ends with the process, however that ends.
+
+  Args:
+    folder: made if it is not there.
+    why: what to say if another process holds it; '': that it is so.
+    enabled: False in all processes but the first.
+
+  Raises:
+    Busy: another process holds it.
+  """
+  if not enabled:
+    yield
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      why = why or f'Another process is training in {folder}: wait for its end.'
+      raise Busy(why) from None
+    except OSError:
+      pass  # a file system without locks
+    yield
 
 
 def check_folder(folder: Path, text: str) -> None:
