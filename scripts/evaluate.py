@@ -12,6 +12,8 @@ What is evaluated is what the config evaluates while it trains: the loss on
 train.train.eval_data, and train.train.evaluations by name; None leaves one out,
 as in --gin.train.train.eval_data=None. Each result is a line of JSON in the
 output file and a row of the table, which is also written in Markdown beside it.
+On several hosts the command is given on each of them, with --distributed; the
+first one writes.
 """
 
 from pathlib import Path
@@ -32,7 +34,9 @@ def main() -> None:
       'what kernels and embeddings are kept in: float32, bfloat16 or int8',
       'float32',
     ),
+    distributed=gin_flags.DISTRIBUTED,
   )
+  gin_flags.join(args.distributed)
   import jax
   from rich import console, progress
 
@@ -53,7 +57,7 @@ def main() -> None:
   output = args.output or _in_run(bound('model_dir'), args.checkpoint)
   source, model = checkpoints.read(checkpoint), bound('model')
   mesh = bound('make_mesh', partition.make_mesh)(model.num_experts())
-  screen = console.Console()
+  screen, first = console.Console(), jax.process_index() == 0
   shown = []
   columns = (
     progress.SpinnerColumn(),
@@ -62,7 +66,9 @@ def main() -> None:
   )
   with (
     jax.set_mesh(mesh),
-    progress.Progress(*columns, console=screen, transient=True) as bar,
+    progress.Progress(
+      *columns, console=screen, transient=True, disable=not first
+    ) as bar,
   ):
     task = bar.add_task('')
     for name, values in evaluate_checkpoint.evaluate_checkpoint(
@@ -81,11 +87,14 @@ def main() -> None:
         'weights': args.weights,
         'split': name,
       }
-      results.append(output, row | values)
+      if first:
+        results.append(output, row | values)
       shown += [
         {'of': name, 'what': metric, str(checkpoint): _shown(value)}
         for metric, value in values.items()
       ]
+  if not first:
+    return
   screen.print(tables.rich_table(shown))
   table = Path(f'{output}.md')
   results.write_text(table, tables.markdown(shown, []))

@@ -10,7 +10,9 @@ r"""Generates text with any checkpoint of a T5: a line in, a line of JSON out.
 
 A line may also be a JSON object with "inputs", as those of the prepared tasks.
 Results are printed batch by batch, as they come; progress goes to standard
-error. Greedy is the default; --temperature draws, --beams searches.
+error. Greedy is the default; --temperature draws, --beams searches. On several
+hosts the command is given on each of them, with --distributed and an input file
+that all have; the first one prints.
 """
 
 import json
@@ -36,6 +38,7 @@ _FLAGS = {
   'top_k': ('draws from that many most probable; 0: all', '0'),
   'samples': ('drawn for each line', '1'),
   'seed': ('of what is drawn', '0'),
+  'distributed': gin_flags.DISTRIBUTED,
 }
 _DRAWING = 'temperature', 'top_p', 'top_k', 'samples'
 
@@ -43,6 +46,9 @@ _DRAWING = 'temperature', 'top_p', 'top_k', 'samples'
 def main() -> None:
   args = gin_flags.parse(__doc__, complete=False, **_FLAGS)
   strategy = _strategy(args)
+  if args.distributed and args.input == '-':
+    raise ValueError('--distributed wants --input: a file that all hosts have.')
+  gin_flags.join(args.distributed)
   import jax
   from rich import console, progress
 
@@ -67,10 +73,12 @@ def main() -> None:
     progress.MofNCompleteColumn(),
     progress.TimeElapsedColumn(),
   )
-  screen = console.Console(stderr=True)
+  screen, first = console.Console(stderr=True), jax.process_index() == 0
   with (
     jax.set_mesh(mesh(model.num_experts())),
-    progress.Progress(*columns, console=screen, transient=True) as bar,
+    progress.Progress(
+      *columns, console=screen, transient=True, disable=not first
+    ) as bar,
     sys.stdin if args.input == '-' else open(args.input) as lines,
   ):
     task = bar.add_task(f'read {path}', total=None)
@@ -84,7 +92,8 @@ def main() -> None:
       batch_size=int(args.batch_size),
       seed=int(args.seed),
     ):
-      print(json.dumps(row, ensure_ascii=False), flush=True)
+      if first:
+        print(json.dumps(row, ensure_ascii=False), flush=True)
       bar.advance(task)
 
 

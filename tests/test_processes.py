@@ -163,6 +163,39 @@ def test_two_processes_do_what_one_does(whole, command, drawing, tmp_path):
   assert one == pytest.approx(two, rel=1e-4)
 
 
+def test_two_processes_evaluate_and_infer_together(whole, command, tmp_path):
+  """As one does; the first of them writes and prints."""
+  flags = [x for x in command(whole)[2:] if 'num_steps' not in x]
+  output, lines = tmp_path / 'found.jsonl', tmp_path / 'lines.txt'
+  evaluate = [sys.executable, 'scripts/evaluate.py', *flags]
+  with two_processes([*evaluate, f'--output={output}']) as processes:
+    ends(processes, 0)
+  (bytes_of, found) = results.read(output)
+  assert (bytes_of['split'], found['split']) == ('parameters', 'eval')
+  last = results.read(whole, 'eval')[-1]
+  assert found['loss'] == pytest.approx(last['loss'], rel=1e-5)
+
+  lines.write_text(''.join(f'{text[:60]}\n' for text in drawn.TEXTS))
+  sizes = '--inputs_length=32', '--max_length=8'
+  infer = [sys.executable, 'scripts/infer.py', *flags, *sizes]
+  with two_processes([*infer, f'--input={lines}']) as processes:
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+  rows = [x for out in printed for x in out.splitlines() if x[:1] == '{']
+  assert len(rows) == len(drawn.TEXTS) and rows[0] in printed[0]
+  alone = subprocess.run(
+    [*infer, f'--input={lines}'],
+    env=environment(8),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  for one, other in zip(alone.stdout.splitlines(), rows, strict=True):
+    one, other = json.loads(one), json.loads(other)
+    assert one['inputs'] == other['inputs']
+    assert one['score'] == pytest.approx(other['score'], rel=1e-4)
+
+
 def test_what_is_stopped_and_then_loses_a_process_ends_the_same(
   whole, command, tmp_path
 ):
