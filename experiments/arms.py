@@ -80,6 +80,7 @@ DEFAULTS = {'NUM_EXPERTS': 8, 'CAPACITY_FACTOR': 2.0}
 PAPERS = {'NUM_EXPERTS': 32, 'CAPACITY_FACTOR': 2.0}
 # Others than those that the scale was chosen by (LOG.md).
 SEEDS = 3, 4, 5
+MORE = *SEEDS, 6, 7, 8
 
 
 def _paper(config: str, pretrained: int, kept: str, order: str) -> Scale:
@@ -139,9 +140,9 @@ ABOUT = {
   'laptop': (
     'Scale laptop: a T5 (2 + 2 layers of width 64, English text in 2,176 '
     'pieces, rows of 64, 32 a batch) and a ViT (4 blocks of width 32, patches '
-    'of 8 x 8 pixels, 182 letters in 121 font families, 128 a batch). The '
-    'dense model of a seed is trained for 6,000 steps; what comes after is '
-    'counted. MoE layers have 8 experts unless it is said.'
+    'of 8 x 8 pixels, 182 letters in 121 font families, 128 a batch). Unless '
+    'it is said, the dense model of a seed is trained for 6,000 steps, and MoE '
+    'layers have 8 experts. What comes after the dense model is counted.'
   ),
 }
 # Vision too is decided by its loss: at laptop scale precision is the noisier of

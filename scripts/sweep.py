@@ -221,7 +221,9 @@ def main() -> None:
     print('\n'.join(commands(missing(experiments))))
     return
   # An end by a signal is one by an error: what runs is told to save.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
+  for name in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(name) != signal.SIG_IGN:  # as nohup has it
+      signal.signal(name, lambda *_: sys.exit(os.EX_TEMPFAIL))
   with alone():
     outcomes.collect(runs, ROOT)
     gather(experiments)
@@ -242,7 +244,11 @@ def commands(runs: Mapping[str, sweep.Run]) -> list[str]:
   """One line a run, in stages: those of one need the models of those before."""
   stages: dict[int, list[str]] = {}
   for run in runs.values():
-    waits = sum(sweep.model_dir(r, ROOT) in runs for r in sweep.parents(run))
+    folders = [sweep.model_dir(r, ROOT) for r in sweep.parents(run)]
+    if not all(folder in runs or trained(folder) for folder in folders):
+      print(f'# {run["name"]} starts from one that has no model.')
+      continue
+    waits = sum(folder in runs for folder in folders)
     command = shlex.join(['python', *sweep.command(run, ROOT)])
     stages.setdefault(waits, []).append(command)
   lines = []

@@ -89,6 +89,7 @@ def row(run, rng):
     'FLOPs': curve[-1][1],
     'images': 1300,
     'cost/cpu': 'a cpu',
+    'cost/jax': '1',
     'cost/peak_memory': 5_000_000,
     run['metric']: curve[-1][3],
     'curves': {run['metric']: curve},
@@ -113,7 +114,7 @@ def root(tmp_path_factory):
   rows.insert(0, {**rows[0], 'eval/loss': 99.0, 'curves': {}})
   del rows[-2:]
   rows[-1] = {k: v for k, v in rows[-1].items() if '/' not in k} | {
-    'error': 'FloatingPointError: step 7'
+    'error': 'step 7 is not finite: stopped. The newest checkpoint'
   }
   rows.append({**rows[2], 'eval/loss': 0.0, 'model_dir': 'runs/sweeps/other'})
   for one in rows:
@@ -187,6 +188,10 @@ def test_a_table_of_arms(root, found):
   assert dense['at the start']['mean'] == pytest.approx(3, abs=0.01)
   (alone,) = report_values.table(rows[:1])
   assert alone['at equal steps (100)'] > rows[0]['eval/loss']
+  # Of both ends alone one knows the end.
+  ends = {'eval/loss': [[0, 0, 0, 3], [300, 9, 9, 2]]}
+  one = {**rows[0], 'curves': ends, 'eval/loss': 2}
+  assert report_values.reached([one]) == {'at the end': {'dense': [2]}}
   one = {**rows[0], 'curves': {'eval/loss': [[0, 0, 0, 3], [1, 9, 9, 2]]}}
   assert report_values.reached([one]) == {'at the start': {'dense': [3]}}
 
@@ -202,11 +207,17 @@ def test_what_seeds_have_in_common_hides_nothing(root):
     report_values.reached(far),
     report_values.reached(report_values.levelled(far)),
   )
+  (steps,) = (title for title in was if 'steps' in title)
+  between = np.subtract(*was[steps].values())
   for title, by in found.items():
     for arm, values in by.items():
       assert np.ptp(values) < 0.1 < 10 < np.ptp(was[title][arm])
+      if 'steps' in title:  # half the difference of two, made larger
+        assert np.ptp(values) == pytest.approx(np.ptp(between) / 2**0.5)
       assert np.mean(values) == pytest.approx(np.mean(was[title][arm]))
   assert report_values.levelled(far[:-1]) == far[:-1]
+  assert 'a common level' in report_figures.figure(far)['caption']
+  assert 'a common level' not in report_figures.figure(far[:-1])['caption']
 
 
 def test_numbers_of_findings():
@@ -271,7 +282,7 @@ def test_what_is_missing_is_said(found):
   assert parts['vision']['missing'] == [
     'Not run yet: dense, seed 2.',
     'Not run yet: upcycled, seed 2.',
-    'vision_upcycled_1 diverged: FloatingPointError: step 7.',
+    'vision_upcycled_1 diverged: step 7 is not finite: stopped.',
   ]
   assert not found[2]['parts']['vision']['missing']
   assert parts['language']['setup'] == {
@@ -280,6 +291,7 @@ def test_what_is_missing_is_said(found):
     'images of a run': '1,300',
     'runs': '6, in 6 hours of compute',
     'machine': 'cpu a cpu',
+    'versions': 'jax 1',
   }
 
 
@@ -346,6 +358,24 @@ def test_the_same_results_give_the_same_bytes(root, docs):
   assert files() == before
 
 
+def test_pages_of_another_scale_are_beside(root, docs):
+  readme, page = root / 'README.md', docs / 'results.md'
+  before = readme.read_bytes(), page.read_bytes()
+  script = [sys.executable, tiny_scripts.ROOT / 'scripts/report.py']
+  subprocess.run([*script, f'--root={root}', '--scale=base'], check=True)
+  assert (readme.read_bytes(), page.read_bytes()) == before
+  for suffix in ('html', 'md'):
+    (docs / f'results_base.{suffix}').unlink()
+
+
+def test_figures_that_are_of_nothing_are_removed(root, found, tmp_path):
+  report_pages.write(found, tmp_path)
+  names = {f.name for f in (tmp_path / 'figures/results').iterdir()}
+  report_pages.write(found[:1], tmp_path)
+  left = {f.name for f in (tmp_path / 'figures/results').iterdir()}
+  assert left == {'01_chosen_vision.svg'} < names
+
+
 def test_the_readme_has_the_table_of_claims(root, docs):
   text = (root / 'README.md').read_text()
   assert text.startswith('before\n<!-- results -->\n\n| claim | question |')
@@ -408,7 +438,7 @@ def test_the_page_stands_alone(docs):
     'P & Q: < 1.',
     'Few & small.',
     'Load of <all> experts.',
-    'FloatingPointError: step 7',
+    'vision_upcycled_1 diverged: step 7',
     'does not hold at this scale',
     'not run',
     '12 rows & more',

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_scripts
-from upcycle.results import scaling, tables
+from upcycle.results import scaling, scaling_words, tables
 
 LAW = scaling.Law(A=1.1, a=0.15, b=0.2, S=1.65, s=0.45, E=1.7, c=0.02)
 UNIT, STEP = 2e12, 1e9  # 2,000 dense steps
@@ -173,23 +173,32 @@ def test_script(tmp_path):
   assert out.returncode == 0, out.stderr
   assert out.stdout.count('extrapolated') == 3  # all runs end before
   written = json.loads((tmp_path / 'fit.json').read_text())
-  assert written['scale'] == 'laptop'
-  fits, fitted = written['fits'], written['fits']['language']
+  fits, fitted = written['laptop'], written['laptop']['language']
   assert fitted['seeds'] == 3
   assert [x['dense'] for x in fitted['crossings']] == [0.25, 0.5, 1]
   for x in fitted['crossings']:
     wanted = scaling.crossing(LAW, x['dense']) / x['dense']
     assert x['share']['mean'] == pytest.approx(wanted, 0.1)
   assert (tmp_path / 'figures/losses.svg').exists()
-  assert scaling.answers(fits)['language'].endswith('cost, extrapolated')
+  assert scaling_words.answers(fits)['language'].endswith('), extrapolated')
   fitted['crossings'][0]['share']['high'] = None  # of infinity
-  named = {row['what']: row['value'] for row in scaling.table(fits)}
+  named = {row['what']: row['value'] for row in scaling_words.table(fits)}
   assert len(named) == 7 + 3
   shares = [tables.cell(v) for k, v in named.items() if 'dense budget' in k]
   assert shares[0].endswith('to never)') and 'never' not in shares[1]
   assert 'run the experiments first' in run(tmp_path / 'nowhere').stderr
   (tmp_path / '06_pretraining/results.jsonl').write_text('')
   assert 'no results of scale laptop' in run(tmp_path).stderr
+
+
+def test_runs_that_diverged_are_left_out():
+  """Where they ended says nothing of their dense model."""
+  whole = [r for r in rows() if not r['arm'].startswith('dense')]
+  diverged = {**whole[0], 'seed': 0, 'step': 77, 'error': 'not finite'}
+  more = scaling.points([*whole, diverged], 'eval/loss', STEP)
+  once = scaling.points(whole, 'eval/loss', STEP)
+  for a, b in zip(more[0], once[0], strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_seeds_that_lack_a_budget_are_left_out():

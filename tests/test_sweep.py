@@ -58,8 +58,8 @@ class Trainer:
         results.append(folder / 'metrics.jsonl', row | values)
     cost = {'step': 2, 'split': 'cost', 'step_flops': 10, 'seconds': 5.0}
     cost |= {} if error else {'peak_memory': 7}
-    if error.startswith('FloatingPointError'):
-      cost['error'] = error
+    if error.startswith('FloatingPointError: '):
+      cost['error'] = error.split(': ', 1)[1]
     results.append(folder / 'metrics.jsonl', cost)
     return Ended(bool(error))
 
@@ -235,11 +235,17 @@ def test_what_failed_is_said_and_the_rest_goes_on(
 
 @pytest.mark.parametrize('why', ['ValueError: x', 'FloatingPointError: x'])
 def test_what_starts_from_a_run_without_a_model_is_not_run(
-  why, experiment, monkeypatch
+  why, experiment, monkeypatch, capsys
 ):
   error, trained = call(experiment, monkeypatch, errors={'start': why})
   assert trained == ['start']
   assert error.count('starts from one that has no model') == 4
+  capsys.readouterr()
+  assert call(experiment, monkeypatch, '--list') == (None, [])
+  printed = capsys.readouterr().out
+  diverged = why.startswith('Floating')
+  assert printed.count('scripts/train.py') == (0 if diverged else 5)
+  assert printed.count('starts from one that has no model') == 4 * diverged
 
 
 def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
@@ -258,10 +264,10 @@ def test_commands_are_listed_in_stages(experiment, monkeypatch, capsys):
   assert left == lines[-1]
   rows = results.read(experiment / 'results.jsonl')
   assert [row['name'] for row in rows] == NAMES[:-1]
-  assert [row.get('error') for row in rows] == [errors['dense_0.1'], None, None]
+  assert [row.get('error') for row in rows] == ['x', None, None]
 
 
-def test_one_sweep_at_a_time(experiment, monkeypatch):
+def test_one_sweep_at_a_time(experiment, monkeypatch, capsys):
   file = experiment.parent.parent / 'runs/sweeps/.lock'
   file.parent.mkdir(parents=True)
   with file.open('w') as lock:
@@ -269,6 +275,7 @@ def test_one_sweep_at_a_time(experiment, monkeypatch):
     error, trained = call(experiment, monkeypatch)
     assert call(experiment, monkeypatch, '--list') == (None, [])
   assert 'Another sweep runs here' in error and not trained
+  assert capsys.readouterr().out.startswith('# A sweep runs here')
 
 
 def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
@@ -276,7 +283,7 @@ def test_a_run_that_diverges_is_a_result(experiment, monkeypatch, capsys):
   assert call(experiment, monkeypatch, errors=errors)[0] is None
   assert 'dense dense_0.3; sparse sparse_0.1' in capsys.readouterr().out
   row = results.read(experiment / 'results.jsonl')[0]
-  assert row['error'] == 'FloatingPointError: step 3 is not finite'
+  assert row['error'] == 'step 3 is not finite'
   assert 'eval/loss' not in row and row['curves']['eval/loss']
   assert (row['FLOPs'], row['seconds'], row['cost/step_flops']) == (20, 5, 10)
 
@@ -351,8 +358,15 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
     metrics = 'eval/accuracy', 'test/accuracy', 'scores/mean', 'scores/a/f1'
     made = dict.fromkeys(metrics, 0.5)
     curve = [[0, 0, 0, 0.5], [2, 4, 6, 0.25]]
-    curves = dict.fromkeys(('eval/loss', 'eval/accuracy'), curve)
-    rows = [{**run, **made, 'curves': curves} for run in runs]
+    metrics = 'eval/loss', 'eval/accuracy'
+    rows = [
+      {
+        **run,
+        **made,
+        'curves': dict.fromkeys((*metrics, run.get('metric', '')), curve),
+      }
+      for run in runs
+    ]
     shared = found.get('ENTRIES', {})
     arms = {({**shared, **r}['modality'], r['arm']) for r in runs}
     for modality, checks in by_modality(found) if scale == 'laptop' else ():

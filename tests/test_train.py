@@ -317,10 +317,14 @@ def test_a_folder_that_another_process_trains_in_is_left_alone(
   corpus, tmp_path
 ):
   run(corpus, tmp_path, num_steps=2)
-  before = (tmp_path / 'metrics.jsonl').read_bytes()
+
+  def files():
+    return {f: f.read_bytes() for f in tmp_path.rglob('*') if f.is_file()}
+
+  before = files()
   with results.held(tmp_path), pytest.raises(ValueError, match='Another proc'):
-    run(corpus, tmp_path, num_steps=3)
-  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+    run(corpus, tmp_path, num_steps=3, config=lambda: 'train.num_steps = 3\n')
+  assert files() == before
   assert run(corpus, tmp_path, num_steps=3).step == 3
 
 

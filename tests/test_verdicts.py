@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verdicts: what a check compares, and when it holds."""
 
+import json
 import math
 
 import pytest
@@ -113,8 +114,13 @@ def test_a_run_that_diverged_is_worse_than_all():
   assert verdicts.find(Check('b', 'a'), diverged).verdict == verdicts.HOLDS
   both = [{**row, 'error': 'not finite'} for row in rows]
   assert verdicts.find(Check('a', 'b'), both).verdict == verdicts.UNDECIDED
-  # Right after surgery there was something.
+  # Right after surgery there was something, if it was finite.
+  bad = json.loads(json.dumps(both))
+  bad[0]['curves']['eval/loss'][0][3] = None
+  assert verdicts.find(Check('a', 'b', 'start'), bad).mean == -math.inf
   assert verdicts.find(Check('a', 'b', 'start'), both).mean == 0
+  one = [both[0], *rows[1:3], both[3], *rows[4:]]
+  assert verdicts.find(Check('a', 'b'), one)[1:5] == (0.5, 0.5, 0.5, 2)
   some = [*rows[:2], diverged[2], *rows[3:]]
   assert verdicts.find(Check('a', 'b'), some).verdict == verdicts.UNDECIDED
 

@@ -66,8 +66,7 @@ def train(
     loss: of `upcycle.losses`.
     eval_data: evaluated on from its beginning.
     eval_batches: how many of its batches; None: all.
-    evaluations: further ones by name, functions of (model, params) that give
-      numbers, at both ends of a run.
+    evaluations: of (model, params), numbers by name; at both ends of a run.
     init_from: the dense checkpoint.
     make_mesh: of the devices, from the experts of each sparse layer.
     microbatches: parts of a batch whose gradients are summed one by one.
@@ -83,14 +82,14 @@ def train(
     The final state.
 
   Raises:
-    ValueError: model_dir holds another run, or one that another process is
-      training, or something does not fit.
+    ValueError: model_dir is another run's or in use, or something does not fit.
     FloatingPointError: a loss was not finite; the checkpoints before stay.
     preemption.Preempted: SIGTERM came; the state is saved.
   """
-  folder = Path(model_dir)
+  folder, first = Path(model_dir), jax.process_index() == 0
   results.check_folder(folder, config())
-  with jax.set_mesh(make_mesh(model.num_experts())):
+  mesh = make_mesh(model.num_experts())
+  with results.held(folder, enabled=first), jax.set_mesh(mesh):
     batches = iter(train_data)
     beginning, batch = batches.get_state(), partition.put_batch(next(batches))
     batches.set_state(beginning)
@@ -124,13 +123,12 @@ def train(
     measure = _evaluation(model, forward, eval_data, eval_batches, evaluations)
     # By now all that is configured has been called, and is in the config.
     _write_down(folder, config(), receipt)
-    first = jax.process_index() == 0
     with (
-      results.held(folder, enabled=first),
       preemption.Watch(step) as watch,
-      run_state.manager(folder, keep_checkpoints) as saved,
       results.Writer(folder, resume_step=resume, enabled=first) as writer,
       cost.written(writer, step, end, spent),
+      # Within: a run that says that it has ended has its last checkpoint.
+      run_state.manager(folder, keep_checkpoints) as saved,
       results.Progress(run['start'], end, enabled=first) as progress,
     ):
 

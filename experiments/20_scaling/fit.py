@@ -5,8 +5,8 @@ r"""Scaling laws of upcycling, fitted to what other experiments have measured.
 
 reads results.jsonl of 06_pretraining and 04_scratch, prints the parameters of
 `upcycle.results.scaling` and the budgets from which on a sparse model from
-scratch is better, with 95% bootstrap intervals over seeds, and writes fit.json
-and figures/.
+scratch is better, with 95% bootstrap intervals over seeds, and writes fit.json,
+which has every scale that was fitted, and figures/.
 """
 
 import argparse
@@ -17,7 +17,14 @@ import sys
 
 import numpy as np
 
-from upcycle.results import metrics, pictures, scaling, sweep, tables
+from upcycle.results import (
+  metrics,
+  pictures,
+  scaling,
+  scaling_words,
+  sweep,
+  tables,
+)
 from upcycle.results.figures import COLOURS
 
 HERE = Path(__file__).resolve().parent
@@ -57,19 +64,19 @@ def main() -> None:
     )
   for fault in faults:
     print(fault)
-  fits = {name: fitted for name, (_, fitted) in found.items()}
+  file = args.output / 'fit.json'
+  written = json.loads(file.read_text()) if file.exists() else {}
+  written[args.scale] = {name: fitted for name, (_, fitted) in found.items()}
   # JSON has no infinity: null stands for it.
-  plain = json.loads(
-    json.dumps({'scale': args.scale, 'fits': fits}),
-    parse_constant=lambda _: None,
-  )
-  text = json.dumps(plain, indent=2) + '\n'
-  metrics.write_text(args.output / 'fit.json', text)
+  plain = json.loads(json.dumps(written), parse_constant=lambda _: None)
+  metrics.write_text(file, json.dumps(plain, indent=2) + '\n')
   draw = {'losses': (functools.partial(losses, found), CAPTION)}
   pictures.write(args.output / 'figures', draw)
   from rich import console
 
-  console.Console().print(tables.rich_table(scaling.table(fits)))
+  console.Console().print(
+    tables.rich_table(scaling_words.table(plain[args.scale]))
+  )
 
 
 def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:

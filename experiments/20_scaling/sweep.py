@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from upcycle.results import scaling, verdicts
+from upcycle.results import scaling_words, verdicts
 
 CLAIMS = ('C4',)
 TITLE = 'Scaling laws'
@@ -21,7 +21,7 @@ CHECKS = ()
 COMMANDS = (
   'python scripts/sweep.py experiments/04_scratch experiments/06_pretraining '
   '--scale={scale}',
-  'python experiments/20_scaling/fit.py',
+  'python experiments/20_scaling/fit.py --scale={scale}',
 )
 
 
@@ -29,15 +29,15 @@ def _fits(scale):
   """What fit.py has found at a scale, if it was run."""
   file = Path(__file__).with_name('fit.json')
   found = json.loads(file.read_text()) if file.exists() else {}
-  return found.get('fits', {}) if found.get('scale') == scale else {}
+  return found.get(scale, {})
 
 
 def table(scale):
-  return scaling.table(_fits(scale))
+  return scaling_words.table(_fits(scale))
 
 
 def answers(scale):
-  return scaling.answers(_fits(scale))
+  return scaling_words.answers(_fits(scale))
 
 
 summary = verdicts.summary(CHECKS)

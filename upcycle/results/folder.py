@@ -37,8 +37,10 @@ def held(folder: Path, why: str = '', enabled: bool = True) -> Iterator[None]:
   if not enabled:
     yield
     return
+  new = not folder.exists()
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
+  file = folder / '.lock'
+  with file.open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -46,7 +48,13 @@ def held(folder: Path, why: str = '', enabled: bool = True) -> Iterator[None]:
       raise Busy(why) from None
     except OSError:
       pass  # a file system without locks
-    yield
+    try:
+      yield
+    finally:
+      if list(folder.iterdir()) == [file]:  # nothing came of it
+        file.unlink()
+        if new:
+          folder.rmdir()
 
 
 def check_folder(folder: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from upcycle.results import (
   verdicts,
 )
 
+VERSIONS = 'python', 'jax', 'jaxlib', 'flax', 'optax'
 NOT_RUN = 'not run'
 Row = Mapping[str, Any]
 
@@ -49,15 +50,9 @@ def part(
 
 def setup(rows: Sequence[Row]) -> dict[str, str]:
   """With which seeds, for how long and on what the runs were made."""
-  ends = [c[-1] for those in report_values.curves(rows).values() for c in those]
-  machines = [
-    [
-      f'{key} {row[f"cost/{key}"]}'
-      for key in (*compare.MACHINE, 'jaxlib', 'flax', 'optax', 'python')
-      if f'cost/{key}' in row
-    ]
-    for row in rows
-  ]
+  ended = [row for row in rows if 'error' not in row]
+  lines = report_values.curves(ended)
+  ends = [c[-1] for those in lines.values() for c in those]
   hours = sum(row.get('seconds', 0) for row in rows) / 3600
   said = {
     'seeds': _list(row['seed'] for row in rows),
@@ -68,7 +63,8 @@ def setup(rows: Sequence[Row]) -> dict[str, str]:
       if (by_unit := [row[unit] for row in rows if unit in row])
     },
     'runs': f'{len(rows)}, in {hours:.2g} hours of compute' if rows else '',
-    'machine': '; '.join(sorted({', '.join(m) for m in machines if m})),
+    'machine': _alike(rows, [x for x in compare.MACHINE if x != 'jax']),
+    'versions': _alike(rows, VERSIONS),
   }
   return {name: words for name, words in said.items() if words}
 
@@ -83,7 +79,9 @@ def missing(runs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     if rows
   ]
   return found + [
-    f'{r["name"]} diverged: {r["error"]}.' for r in rows if 'error' in r
+    f'{r["name"]} diverged: {r["error"].split(". ")[0]}.'
+    for r in rows
+    if 'error' in r
   ]
 
 
@@ -108,6 +106,15 @@ def _check(finding: verdicts.Finding) -> dict[str, str]:
     'by how much': verdicts.numbers(finding),
     'verdict': finding.verdict + beside,
   }
+
+
+def _alike(rows: Sequence[Row], keys: Iterable[str]) -> str:
+  """What costs say of these; several answers if they are not of one."""
+  said = {
+    ', '.join(f'{x} {row[f"cost/{x}"]}' for x in keys if f'cost/{x}' in row)
+    for row in rows
+  }
+  return '; '.join(sorted(said - {''}))
 
 
 def _list(values: Iterable[Any]) -> str:

@@ -39,11 +39,11 @@ def reached(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
 
   They are those right after surgery, and what is reached (see `verdicts`) by
   the most steps, FLOPs and seconds that all runs have spent, as far as these
-  are known. Runs of one step are for the evaluation before it. Of runs without
-  curves it is what they have at their end.
+  are known. Runs of one step are for the evaluation before it. Of runs that
+  were not evaluated on their way it is what they have at their end.
   """
   lines = curves(rows)
-  if not lines:
+  if not _on_the_way(lines):
     ends = by_arm(row for row in rows if row['metric'] in row)
     values = {arm: [r[r['metric']] for r in x] for arm, x in ends.items()}
     return {END: values} if values else {}
@@ -58,29 +58,45 @@ def reached(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
   return found
 
 
+def _on_the_way(lines: Mapping[str, Sequence[np.ndarray]]) -> bool:
+  """Whether there are curves, and more of each than its ends."""
+  each = [curve for those in lines.values() for curve in those]
+  return bool(each) and all(len(c) > 2 or c[-1, 0] <= 1 for c in each)
+
+
 def levelled(rows: Sequence[Row]) -> Sequence[Row]:
   """Rows whose curves are moved to where their seed would be an average one.
 
   A seed's dense model decides where all its arms are, and that hides by how
-  much they differ (Cousineau, 2005). Rows stay as they are where arms are not
-  of the same seeds, or of one.
+  much they differ. What is left of a seed's deviation from the mean of its arm
+  is made larger by sqrt(C / (C - 1)), C arms, since the level that was taken
+  off has a share of it (Cousineau, 2005; Morey, 2008). Rows stay as they are
+  where arms are not of the same seeds, or of one.
   """
+  lines = curves(rows)
   having = [row for row in rows if row['metric'] in row.get('curves', {})]
-  seeds = {arm: {r['seed'] for r in of} for arm, of in by_arm(having).items()}
-  common = {frozenset(those) for those in seeds.values()}
-  if len(common) != 1 or len(*common) < 2:
+  seeds = {arm: [r['seed'] for r in x] for arm, x in by_arm(having).items()}
+  common = {tuple(those) for those in seeds.values()}
+  if not _on_the_way(lines) or len(common) != 1 or len(*common) < 2:
     return rows
-  curves = [np.array(row['curves'][row['metric']], float) for row in having]
-  most = min(curve[-1, 0] for curve in curves)
-  levels: dict[int, list[float]] = {}
-  for row, curve in zip(having, curves, strict=True):
-    reached = verdicts.reached(curve, 0, most)
-    levels.setdefault(row['seed'], []).append(reached)
-  own = {seed: np.mean(those) for seed, those in levels.items()}
+  most = min(c[-1, 0] for those in lines.values() for c in those)
+  levels = np.array(
+    [
+      [c[0, 3] if most <= 1 else verdicts.reached(c, 0, most) for c in those]
+      for those in lines.values()
+    ]
+  ).mean(0)
+  wider = (len(lines) / max(len(lines) - 1, 1)) ** 0.5
   moved = []
-  for row, curve in zip(having, curves, strict=True):
-    curve[:, 3] += np.mean([*own.values()]) - own[row['seed']]
-    moved.append({**row, 'curves': {row['metric']: curve}})
+  for those, of in zip(lines.values(), by_arm(having).values(), strict=True):
+    if len({len(curve) for curve in those}) > 1:
+      return rows
+    values = np.stack([curve[:, 3] for curve in those])
+    values += (levels.mean() - levels)[:, None]
+    values = values.mean(0) + wider * (values - values.mean(0))
+    for row, curve, y in zip(of, those, values, strict=True):
+      curve = np.column_stack([curve[:, :3], y])
+      moved.append({**row, 'curves': {row['metric']: curve}})
   return moved
 
 

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from upcycle.results import tables
-
 Row = Mapping[str, Any]
 # Of a curve, what comes before this share of it is left out: the initial drop
 # and the optimizer's first steps follow no power law.
@@ -85,7 +83,7 @@ def points(
   longest: dict[tuple[int, float], np.ndarray] = {}
   for row in rows:
     curve = np.array(row.get('curves', {}).get(metric, ()), float)
-    if len(curve) < 2:
+    if len(curve) < 2 or 'error' in row:
       continue
     key = row['seed'], row['step'] - curve[-1, 0]
     if key not in longest or curve[-1, 0] > longest[key][-1, 0]:
@@ -268,46 +266,3 @@ def _law(x: Iterable[float]) -> Law:
 def _logs(law: Law) -> Law:
   """The inverse of `_law`."""
   return law._replace(A=np.log(law.A), S=np.log(law.S))
-
-
-def table(fits: Mapping[str, Mapping]) -> tables.Table:
-  """A row a parameter, and one a dense budget; of what fit.py writes."""
-  found = []
-  for modality, fitted in fits.items():
-    found += [
-      {'of': modality, 'what': name, 'value': _known(value)}
-      for name, value in fitted['law'].items()
-    ]
-    for crossing in fitted['crossings']:
-      share, beyond = _crossing(crossing)
-      what = (
-        'scratch is better after, as a share of a dense budget of '
-        f'{crossing["dense"]:.3g}{beyond}'
-      )
-      found.append({'of': modality, 'what': what, 'value': share})
-  return found
-
-
-def answers(fits: Mapping[str, Mapping]) -> dict[str, str]:
-  """By modality when scratch overtakes, for the largest dense budget."""
-  found = {}
-  for modality, fitted in fits.items():
-    crossing = max(fitted['crossings'], key=lambda one: one['dense'])
-    share, beyond = _crossing(crossing)
-    found[modality] = (
-      f'from scratch is better after {tables.cell(share)} times the dense '
-      f'cost{beyond}'
-    )
-  return found
-
-
-def _crossing(crossing: Mapping) -> tuple[dict[str, float], str]:
-  """As a share of the dense budget, and whether that was not measured."""
-  share = _known(crossing['share'])
-  end = share['mean'] * crossing['dense']
-  return share, ', extrapolated' if end > crossing['measured'] else ''
-
-
-def _known(value: Mapping[str, float | None]) -> dict[str, float]:
-  """Without the nulls that JSON has for infinity."""
-  return {k: np.inf if x is None else x for k, x in value.items()}

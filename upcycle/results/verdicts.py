@@ -32,9 +32,11 @@ RULE = (
   'other, and is undecided otherwise, as with fewer than three seeds. '
   'Differences are of runs with the same seed, positive where the arm named '
   'first is better, and of what their curves have reached: means over the last '
-  'third of the steps, operations or seconds that are compared. To be within a '
-  'margin, fixed before the runs, the whole interval has to be. A run that '
-  'diverged is worse than any that did not.'
+  'third of the steps, operations or seconds that are compared, unless it is '
+  'said to be at the start or at the end. To be within a margin, fixed before '
+  'the runs, the whole interval has to be. What never gets to where it is to '
+  'get counts as getting there after twice what it spent. A run that diverged '
+  'is worse than any that did not.'
 )
 Row = Mapping[str, Any]
 
@@ -93,11 +95,17 @@ def find(check: Check, rows: Iterable[Row]) -> Finding:
   # Not every scale measures everything.
   complete = [by for by in complete if _have(check, by.values())]
   found = np.array([_of_seed(check, *map(by.get, arms)) for by in complete])
+  found = found[~np.isnan(found)]
   if not len(found):
     return Finding(check, np.nan, np.nan, np.nan, 0, UNDECIDED)
   low, high = t_interval(found)
   verdict = _verdict(check, low, high) if len(found) >= SEEDS else UNDECIDED
   return Finding(check, float(found.mean()), low, high, len(found), verdict)
+
+
+def _curve(row: Row, metric: str) -> np.ndarray:
+  """[N, 4], see `spent.Run`; N = 0 if it was not measured."""
+  return np.array(row.get('curves', {}).get(metric, ()), float).reshape(-1, 4)
 
 
 def _have(check: Check, rows: Iterable[Row]) -> bool:
@@ -113,16 +121,19 @@ def difference(check: Check, first: Row, second: Row) -> float:
   """How much better one run is than another, in the metric's units."""
   metric = check.metric or first['metric']
   better = spent.sign(metric)
-  measured = [r.get('curves', {}).get(metric) for r in (first, second)]
-  if check.at == 'start' and all(measured):
-    a, b = (curve[0][3] for curve in measured)
+  curves = [_curve(row, metric) for row in (first, second)]
+  at_start = check.at == 'start' and all(map(len, curves))
+  lost = [
+    bool(np.isnan(curve[0, 3])) if at_start else 'error' in row
+    for curve, row in zip(curves, (first, second), strict=True)
+  ]
+  if any(lost):
+    return np.nan if all(lost) else (-np.inf if lost[0] else np.inf)
+  if at_start:
+    a, b = (curve[0, 3] for curve in curves)
     return float(better * (a - b))
-  if 'error' in first or 'error' in second:
-    both = 'error' in first and 'error' in second
-    return np.nan if both else (-np.inf if 'error' in first else np.inf)
   if check.at == 'end':
     return float(better * (first[metric] - second[metric]))
-  curves = [np.array(curve, float) for curve in measured]
   axis = spent.AXES.index(check.at)
   if check.relation == 'cheaper':
     value = reached(curves[1], axis, curves[1][-1, axis])
@@ -234,7 +245,7 @@ def claim(check: Check) -> str:
     'equal': f'is within {check.margin:g} of',
     'no gain': f'is not better by {check.margin:g} than',
     'widens': 'draws away from',
-    'cheaper': 'gets more cheaply to the end of',
+    'cheaper': 'gets more cheaply to the level of',
   }[check.relation]
   ends = {'start': 'at the start', 'end': 'at the end'}
   where = ends.get(check.at, f'for equal {check.at}')
