@@ -12,6 +12,12 @@ PAPER = (
   'Figure 6: the gain of 200,000 more steps is about the same whatever the '
   'dense checkpoint they start from.'
 )
+NOTES = {
+  'laptop': (
+    'In language no checkpoint gives a gain (see 03_core as well): that all give '
+    'the same says little.'
+  )
+}
 SHARES = 0.25, 0.5, 1
 BOTH = {
   f'{name} from {share:.0%}': (kind, {'PRETRAINED': share})

@@ -92,7 +92,10 @@ def of_rows(rows: list[dict]) -> tuple[scaling.Points, dict]:
   )
   data, incomplete = scaling.complete(data)
   if incomplete:
-    print(f'Without seeds {incomplete}, which lack a dense budget or scratch.')
+    print(
+      f'{rows[0]["modality"]}: without seeds {incomplete}, which lack a dense '
+      'budget or scratch.'
+    )
   budgets = np.unique(data.dense[data.dense > 0])
   names = scaling.Law._fields
 
