@@ -14,7 +14,7 @@ PAPER = (
 )
 NOTES = {
   'laptop': (
-    'In language no checkpoint gives a gain (see 03_core as well): that all give '
+    'In language no checkpoint gives a gain, as in 03_core: that all give '
     'the same says little.'
   )
 }
