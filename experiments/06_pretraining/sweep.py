@@ -14,8 +14,8 @@ PAPER = (
 )
 NOTES = {
   'laptop': (
-    'In language no checkpoint gives a gain, as in 03_core: that all give '
-    'the same says little.'
+    'In language none of the gains is told from 0 (see the checks): that they '
+    'are alike says little.'
   )
 }
 SHARES = 0.25, 0.5, 1
