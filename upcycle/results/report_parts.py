@@ -86,12 +86,14 @@ def missing(runs: Sequence[Row], rows: Sequence[Row]) -> list[str]:
 
 
 def _verdict(findings: Sequence[verdicts.Finding]) -> tuple[str, str]:
-  """And the first finding that it rests on, in words."""
+  """And the first finding that it rests on, in words, and how many hold."""
   deciding = [f for f in findings if f.check.decides]
+  hold = sum(f.verdict == verdicts.HOLDS for f in deciding)
+  of_all = f'; {hold} of {len(deciding)} checks hold'
   verdict = verdicts.overall(findings)
   for finding in deciding or findings:
     if finding.verdict == verdict or not deciding:
-      return verdict, _words(finding)
+      return verdict, _words(finding) + (of_all if len(deciding) > 1 else '')
   return verdict, ''
 
 
