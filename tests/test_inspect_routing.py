@@ -24,6 +24,7 @@ from upcycle import (
   surgery,
 )
 from upcycle.models import moe, t5
+from upcycle.results import sweep
 
 FOLDER = tiny_scripts.ROOT / 'experiments/21_routing'
 RNG = np.random.default_rng(0)
@@ -145,25 +146,31 @@ def draw(monkeypatch, folder, *args):
 
 
 def test_pictures_of_runs(tmp_path, monkeypatch):
-  rows = []
+  runs, rows = [], []
   for modality, kind, tiny in (
     ('language', 't5', tiny_runs),
     ('vision', 'vit', tiny_vit_runs),
   ):
-    config = tiny_scripts.ROOT / f'configs/upcycle_{kind}_laptop.gin'
-    paths, run = tiny.files(tmp_path / f'{kind}_files'), tmp_path / kind
+    name = f'configs/upcycle_{kind}_laptop.gin'
+    runs.append({'name': kind, 'config': name, 'bindings': {}})
+    runs[-1]['modality'] = modality
+    rows.append(sweep.entries({'scale': 'laptop', **runs[-1]}))
+    config = tiny_scripts.ROOT / name
+    paths = tiny.files(tmp_path / f'{kind}_files')
+    run = tmp_path / rows[-1]['model_dir']
     bindings = tiny.bindings(config.read_text(), paths, run) + [
       'train.train.checkpoint_every = 1',
       'train.train.evaluations = None',
     ]
     flags = tiny_scripts.flags([config], bindings)
     assert tiny_scripts.main(monkeypatch, 'train.py', *flags) is None
-    rows.append({'modality': modality, 'model_dir': str(run)})
-  folder = tmp_path / '21_routing'
+  folder = tmp_path / 'experiments/21_routing'
   own = 'sweep.py', '*.md', '*.json*', 'figures', '__pycache__'
   sources = shutil.ignore_patterns(*own)
   shutil.copytree(FOLDER, folder, ignore=sources)
-  for row in rows:
+  (folder / 'sweep.py').write_text(f'SCALES = {{"laptop": {runs}}}')
+  other = rows[0] | {'bindings': {'a.b': 1}, 'model_dir': 'runs/other'}
+  for row in (*rows, other):
     results.append(folder / 'results.jsonl', row)
   draw(monkeypatch, folder, '--measure')
   data = json.loads((folder / 'data.json').read_text())
