@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))  # sweeps import experiments.arms
 
 
 def main() -> None:
+  from experiments import arms
+
   args = _parse()
   folders = sorted((args.root / 'experiments').glob('[0-9][0-9]_*'))
   found = report.experiments(folders, args.scale)
-  from experiments import arms
-
   docs, usual = args.root / 'docs', args.scale == 'laptop'
   name = 'results' if usual else f'results_{args.scale}'
   report_pages.write(

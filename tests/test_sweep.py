@@ -358,12 +358,12 @@ def test_experiments_are_sweeps(file, tmp_path, monkeypatch, capsys):
     metrics = 'eval/accuracy', 'test/accuracy', 'scores/mean', 'scores/a/f1'
     made = dict.fromkeys(metrics, 0.5)
     curve = [[0, 0, 0, 0.5], [2, 4, 6, 0.25]]
-    metrics = 'eval/loss', 'eval/accuracy'
+    measured = 'eval/loss', 'eval/accuracy'
     rows = [
       {
         **run,
         **made,
-        'curves': dict.fromkeys((*metrics, run.get('metric', '')), curve),
+        'curves': dict.fromkeys((*measured, run.get('metric', '')), curve),
       }
       for run in runs
     ]

@@ -56,13 +56,15 @@ def trained() -> dict[str, Path]:
   runs = {
     row['modality']: ROOT / row['model_dir']
     for row in made
-    if row and 'error' not in row
+    if row and 'error' not in row and (ROOT / row['model_dir']).exists()
   }
   lacking = layout.NAMES.keys() - runs.keys()
   if lacking:
     raise ValueError(
-      f'{file} has no run of {" and ".join(sorted(lacking))}: python '
-      'scripts/sweep.py experiments/21_routing --scale=laptop makes them.'
+      f'{file} has no run of {" and ".join(sorted(lacking))} that is here. '
+      'Without their lines there, python scripts/sweep.py '
+      'experiments/21_routing --scale=laptop makes them; without --measure, '
+      'data.json is drawn again.'
     )
   return {name: runs[name] for name in layout.NAMES}
 
